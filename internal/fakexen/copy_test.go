@@ -187,4 +187,3 @@ func TestCopyHooks(t *testing.T) {
 		}
 	}
 }
-

@@ -20,6 +20,7 @@ type Machine struct {
 	domains map[uint32]*Domain
 	dead    []*Domain // destroyed; a zombie for as long as it is mapped
 	doors   map[*Door]struct{}
+	store   *Xenstored // nil: none was made for this machine
 
 	fault      func(op string, n int) error
 	copyStatus func(n int) int16
