@@ -1,0 +1,336 @@
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"sync"
+	"testing"
+)
+
+// subject is a disk to be held against the contract of Disk. open may be
+// called many times, one disk at a time, and finds the same image.
+type subject struct {
+	keeps bool // what is written can be read back
+	open  func(t *testing.T, o Options) Disk
+}
+
+const (
+	subjectBytes = 256 << 10
+	tailBytes    = 100
+)
+
+func TestConformance(t *testing.T) {
+	file := func(f Format, sizeBytes int) func(t *testing.T) subject {
+		return func(t *testing.T) subject { return imageSubject(image(t, sizeBytes), f) }
+	}
+	block := func(f Format) func(t *testing.T) subject {
+		return func(t *testing.T) subject {
+			return imageSubject(loop(t, image(t, subjectBytes)), f)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		make func(t *testing.T) subject
+	}{
+		{"discard", func(*testing.T) subject { return imageSubject("", Discard) }},
+		{"raw file", file(Raw, subjectBytes)},
+		{"raw file with tail", file(Raw, subjectBytes+tailBytes)},
+		{"raw file of one sector", file(Raw, SectorBytes)},
+		{"raw block device", block(Raw)},
+		{"mmap file", file(Mmap, subjectBytes)},
+		{"mmap file with tail", file(Mmap, subjectBytes+tailBytes)},
+		{"mmap file of one sector", file(Mmap, SectorBytes)},
+		{"mmap block device", block(Mmap)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			noLeaks(t)
+			testDisk(t, c.make(t))
+		})
+	}
+}
+
+func imageSubject(path string, f Format) subject {
+	return subject{
+		keeps: f != Discard,
+		open: func(t *testing.T, o Options) Disk {
+			t.Helper()
+			return mustOpen(t, path, f, o)
+		},
+	}
+}
+
+// testDisk holds a disk against the contract of Disk.
+func testDisk(t *testing.T, s subject) {
+	for _, c := range []struct {
+		name string
+		test func(t *testing.T, s subject)
+	}{
+		{"info", testInfo},
+		{"random against model", testModel},
+		{"boundaries", testBoundaries},
+		{"range refused", testRange},
+		{"read-only", testReadOnly},
+		{"concurrent", testConcurrent},
+		{"close twice", testCloseTwice},
+		{"close while busy", testCloseWhileBusy},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			noLeaks(t)
+			c.test(t, s)
+		})
+	}
+}
+
+func testInfo(t *testing.T, s subject) {
+	for _, readOnly := range []bool{false, true} {
+		d := s.open(t, Options{ReadOnly: readOnly})
+		i := d.Info()
+		if i.SizeBytes <= 0 || i.SizeBytes%SectorBytes != 0 {
+			t.Errorf("SizeBytes = %d", i.SizeBytes)
+		}
+		if i.TailBytes < 0 || i.TailBytes >= SectorBytes {
+			t.Errorf("TailBytes = %d", i.TailBytes)
+		}
+		if i.ReadOnly != readOnly {
+			t.Errorf("ReadOnly = %v, want %v", i.ReadOnly, readOnly)
+		}
+		if p := i.PhysicalSectorBytes; p < SectorBytes || p&(p-1) != 0 {
+			t.Errorf("PhysicalSectorBytes = %d", p)
+		}
+		d.Close()
+		if d.Info() != i {
+			t.Errorf("Info after Close = %+v, want %+v", d.Info(), i)
+		}
+	}
+}
+
+// readAll returns the whole disk.
+func readAll(t *testing.T, d Disk) []byte {
+	t.Helper()
+	b := make([]byte, d.Info().SizeBytes)
+	if n, err := d.ReadAt(b, 0); n != len(b) || err != nil {
+		t.Fatalf("read all: %d of %d, %v", n, len(b), err)
+	}
+	return b
+}
+
+func testModel(t *testing.T, s subject) {
+	r := random(t)
+	d := s.open(t, Options{})
+	sectors := min(d.Info().SizeBytes, subjectBytes) / SectorBytes
+	model := make([]byte, sectors*SectorBytes)
+	if n, err := d.ReadAt(model, 0); n != len(model) || err != nil {
+		t.Fatal(n, err)
+	}
+	buf := make([]byte, len(model))
+	for step := range 2000 {
+		first := r.Int64N(sectors)
+		count := 1 + r.Int64N(min(64, sectors-first))
+		off, p := first*SectorBytes, buf[:count*SectorBytes]
+		want := model[off : off+int64(len(p))]
+		switch k := r.IntN(100); {
+		case k < 50:
+			fill(r, p)
+			if n, err := d.WriteAt(p, off); n != len(p) || err != nil {
+				t.Fatalf("step %d: write %d at %d: %d, %v", step, len(p), off, n, err)
+			}
+			if s.keeps {
+				copy(want, p)
+			}
+		case k < 98:
+			fill(r, p)
+			if n, err := d.ReadAt(p, off); n != len(p) || err != nil {
+				t.Fatalf("step %d: read %d at %d: %d, %v", step, len(p), off, n, err)
+			}
+			if !bytes.Equal(p, want) {
+				t.Fatalf("step %d: read %d at %d differs from the model", step, len(p), off)
+			}
+		case k < 99:
+			if err := d.Flush(); err != nil {
+				t.Fatalf("step %d: %v", step, err)
+			}
+		default:
+			if err := d.Close(); err != nil {
+				t.Fatalf("step %d: %v", step, err)
+			}
+			d = s.open(t, Options{})
+		}
+	}
+	if s.keeps && !bytes.Equal(readAll(t, d), model) {
+		t.Fatal("the disk differs from the model at the end")
+	}
+}
+
+func testBoundaries(t *testing.T, s subject) {
+	d := s.open(t, Options{})
+	size := d.Info().SizeBytes
+	for _, off := range []int64{0, size - SectorBytes} {
+		want := make([]byte, SectorBytes)
+		if s.keeps {
+			fill(rand.New(rand.NewPCG(3, uint64(off))), want)
+		}
+		got := bytes.Repeat([]byte{0xa5}, SectorBytes)
+		if n, err := d.WriteAt(want, off); n != SectorBytes || err != nil {
+			t.Fatalf("write at %d: %d, %v", off, n, err)
+		}
+		if n, err := d.ReadAt(got, off); n != SectorBytes || err != nil {
+			t.Fatalf("read at %d: %d, %v", off, n, err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("read at %d differs from what was written", off)
+		}
+	}
+	if n, err := d.ReadAt(nil, size); n != 0 || err != nil {
+		t.Errorf("empty read at the end: %d, %v", n, err)
+	}
+	if n, err := d.WriteAt(nil, 0); n != 0 || err != nil {
+		t.Errorf("empty write: %d, %v", n, err)
+	}
+}
+
+func testRange(t *testing.T, s subject) {
+	d := s.open(t, Options{})
+	size := d.Info().SizeBytes
+	const top = 1<<63 - SectorBytes // the highest whole sector of an int64
+	for _, c := range []struct {
+		name string
+		n    int
+		off  int64
+	}{
+		{"before the start", SectorBytes, -SectorBytes},
+		{"past the end", SectorBytes, size},
+		{"over the end", 2 * SectorBytes, size - SectorBytes},
+		{"empty past the end", 0, size + SectorBytes},
+		{"sum overflows", SectorBytes, top},
+		{"most negative", SectorBytes, -1 << 63},
+		{"offset not whole sectors", SectorBytes, 1},
+		{"length not whole sectors", SectorBytes - 1, 0},
+	} {
+		p := bytes.Repeat([]byte{0xa5}, c.n)
+		if n, err := d.ReadAt(p, c.off); n != 0 || !errors.Is(err, ErrRange) {
+			t.Errorf("%s: read: %d, %v", c.name, n, err)
+		}
+		if bytes.Count(p, []byte{0xa5}) != c.n {
+			t.Errorf("%s: a refused read changed the buffer", c.name)
+		}
+		if n, err := d.WriteAt(p, c.off); n != 0 || !errors.Is(err, ErrRange) {
+			t.Errorf("%s: write: %d, %v", c.name, n, err)
+		}
+		if m, ok := d.(Memory); ok && m.Bytes(c.off, c.n) != nil {
+			t.Errorf("%s: Bytes is not nil", c.name)
+		}
+	}
+	if m, ok := d.(Memory); ok && m.Bytes(0, -SectorBytes) != nil {
+		t.Error("Bytes of negative length is not nil")
+	}
+}
+
+func testReadOnly(t *testing.T, s subject) {
+	d := s.open(t, Options{ReadOnly: true})
+	p := make([]byte, SectorBytes)
+	if n, err := d.ReadAt(p, 0); n != len(p) || err != nil {
+		t.Fatal(n, err)
+	}
+	before := bytes.Clone(p)
+	if n, err := d.WriteAt(pattern(SectorBytes), 0); n != 0 || !errors.Is(err, ErrReadOnly) {
+		t.Errorf("write: %d, %v", n, err)
+	}
+	if _, err := d.ReadAt(p, 0); err != nil || !bytes.Equal(p, before) {
+		t.Errorf("a refused write changed the disk (%v)", err)
+	}
+	if err := d.Flush(); err != nil {
+		t.Error(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func testConcurrent(t *testing.T, s subject) {
+	const workers, rounds = 8, 50
+	d := s.open(t, Options{})
+	part := min(d.Info().SizeBytes, subjectBytes) / workers / SectorBytes * SectorBytes
+	var wg sync.WaitGroup
+	for w := range int64(workers) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			r := rand.New(rand.NewPCG(uint64(w), 0))
+			want, got := make([]byte, part), make([]byte, part)
+			for range rounds {
+				if s.keeps {
+					fill(r, want)
+				}
+				_, werr := d.WriteAt(want, w*part)
+				ferr := d.Flush()
+				_, rerr := d.ReadAt(got, w*part)
+				if err := errors.Join(werr, ferr, rerr); err != nil {
+					t.Error(err)
+					return
+				}
+				if !bytes.Equal(got, want) {
+					t.Errorf("worker %d read what it did not write", w)
+					return
+				}
+			}
+		}()
+	}
+	wg.Wait()
+}
+
+func testCloseTwice(t *testing.T, s subject) {
+	d := s.open(t, Options{})
+	for i := range 2 {
+		if err := d.Close(); err != nil {
+			t.Errorf("close %d: %v", i+1, err)
+		}
+	}
+	p := make([]byte, SectorBytes)
+	if _, err := d.ReadAt(p, 0); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("read after close: %v", err)
+	}
+	if _, err := d.WriteAt(p, 0); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("write after close: %v", err)
+	}
+	if err := d.Flush(); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("flush after close: %v", err)
+	}
+	if m, ok := d.(Memory); ok && m.Bytes(0, SectorBytes) != nil {
+		t.Error("Bytes after close is not nil")
+	}
+}
+
+// testCloseWhileBusy closes under readers and writers. They must see success
+// or fs.ErrClosed, never another file's bytes or a fault.
+func testCloseWhileBusy(t *testing.T, s subject) {
+	d := s.open(t, Options{})
+	var started, done sync.WaitGroup
+	for w := range 4 {
+		started.Add(1)
+		done.Add(1)
+		go func() {
+			defer done.Done()
+			p := make([]byte, SectorBytes)
+			call := d.ReadAt
+			if w%2 == 1 {
+				call = d.WriteAt
+			}
+			_, err := call(p, 0)
+			started.Done()
+			for err == nil {
+				_, err = call(p, 0)
+			}
+			if !errors.Is(err, fs.ErrClosed) {
+				t.Error(fmt.Errorf("worker %d: %w", w, err))
+			}
+		}()
+	}
+	started.Wait()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	done.Wait()
+}
