@@ -88,6 +88,11 @@ func TestPoolWakeUpPingPong(t *testing.T) {
 			s.offer(1)
 			await(t, "the unit", done)
 		}
+		p.mu.Lock()
+		if p.idle > workers {
+			t.Errorf("idle: got %d, want at most %d: Schedule wakes only the idle", p.idle, workers)
+		}
+		p.mu.Unlock()
 	}
 }
 

@@ -64,6 +64,22 @@ func TestSignalStoppedByItsFunction(t *testing.T) {
 	})
 }
 
+// The forwarder has posted and the loop has not come to it when stop is called.
+func TestSignalStoppedBeforeItsPostRuns(t *testing.T) {
+	l := startLoop(t)
+	on(t, l, func() {
+		stop := l.Signal(func(os.Signal) { t.Error("f ran after stop") }, syscall.SIGUSR1)
+		raise(t, syscall.SIGUSR1)
+		eventually(t, "the forwarder's post", func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return len(l.posted) > 0
+		})
+		stop()
+	})
+	on(t, l, func() {})
+}
+
 func TestSignalOfNoneAndAfterClose(t *testing.T) {
 	l := startLoop(t)
 	f := func(sig os.Signal) { t.Errorf("got %v, want none", sig) }

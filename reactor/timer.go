@@ -83,15 +83,16 @@ func (h timerHandler) Ready(uint32) {
 	h.l.runTimers()
 }
 
-// runTimers runs what is due. Timers that are set meanwhile wait for the next
-// turn, so that one which sets itself again with no delay cannot hold the loop.
+// runTimers runs what was due when it began. Timers that are set meanwhile are
+// later than that, so one which sets itself again with no delay cannot hold the
+// loop.
 func (l *Loop) runTimers() {
 	l.mu.Lock()
 	l.armed = 0
-	now, last := l.now(), l.timerSeq
+	now := l.now()
 	for len(l.timers) > 0 {
 		t := l.timers[0]
-		if t.when > now || t.seq > last {
+		if t.when > now {
 			break
 		}
 		heap.Pop(&l.timers)
