@@ -38,11 +38,11 @@ func TestConformance(t *testing.T) {
 		{"discard", func(*testing.T) subject { return imageSubject("", Discard) }},
 		{"raw file", file(Raw, subjectBytes)},
 		{"raw file with tail", file(Raw, subjectBytes+tailBytes)},
-		{"raw file of one sector", file(Raw, SectorBytes)},
+		{"raw file of one sector", file(Raw, sectorBytes)},
 		{"raw block device", block(Raw)},
 		{"mmap file", file(Mmap, subjectBytes)},
 		{"mmap file with tail", file(Mmap, subjectBytes+tailBytes)},
-		{"mmap file of one sector", file(Mmap, SectorBytes)},
+		{"mmap file of one sector", file(Mmap, sectorBytes)},
 		{"mmap block device", block(Mmap)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -88,16 +88,16 @@ func testInfo(t *testing.T, s subject) {
 	for _, readOnly := range []bool{false, true} {
 		d := s.open(t, Options{ReadOnly: readOnly})
 		i := d.Info()
-		if i.SizeBytes <= 0 || i.SizeBytes%SectorBytes != 0 {
+		if i.SizeBytes <= 0 || i.SizeBytes%sectorBytes != 0 {
 			t.Errorf("SizeBytes = %d", i.SizeBytes)
 		}
-		if i.TailBytes < 0 || i.TailBytes >= SectorBytes {
+		if i.TailBytes < 0 || i.TailBytes >= sectorBytes {
 			t.Errorf("TailBytes = %d", i.TailBytes)
 		}
 		if i.ReadOnly != readOnly {
 			t.Errorf("ReadOnly = %v, want %v", i.ReadOnly, readOnly)
 		}
-		if p := i.PhysicalSectorBytes; p < SectorBytes || p&(p-1) != 0 {
+		if p := i.PhysicalSectorBytes; p < sectorBytes || p&(p-1) != 0 {
 			t.Errorf("PhysicalSectorBytes = %d", p)
 		}
 		d.Close()
@@ -120,8 +120,8 @@ func readAll(t *testing.T, d Disk) []byte {
 func testModel(t *testing.T, s subject) {
 	r := random(t)
 	d := s.open(t, Options{})
-	sectors := min(d.Info().SizeBytes, subjectBytes) / SectorBytes
-	model := make([]byte, sectors*SectorBytes)
+	sectors := min(d.Info().SizeBytes, subjectBytes) / sectorBytes
+	model := make([]byte, sectors*sectorBytes)
 	if n, err := d.ReadAt(model, 0); n != len(model) || err != nil {
 		t.Fatal(n, err)
 	}
@@ -129,7 +129,7 @@ func testModel(t *testing.T, s subject) {
 	for step := range 2000 {
 		first := r.Int64N(sectors)
 		count := 1 + r.Int64N(min(64, sectors-first))
-		off, p := first*SectorBytes, buf[:count*SectorBytes]
+		off, p := first*sectorBytes, buf[:count*sectorBytes]
 		want := model[off : off+int64(len(p))]
 		switch k := r.IntN(100); {
 		case k < 50:
@@ -167,16 +167,16 @@ func testModel(t *testing.T, s subject) {
 func testBoundaries(t *testing.T, s subject) {
 	d := s.open(t, Options{})
 	size := d.Info().SizeBytes
-	for _, off := range []int64{0, size - SectorBytes} {
-		want := make([]byte, SectorBytes)
+	for _, off := range []int64{0, size - sectorBytes} {
+		want := make([]byte, sectorBytes)
 		if s.keeps {
 			fill(rand.New(rand.NewPCG(3, uint64(off))), want)
 		}
-		got := bytes.Repeat([]byte{0xa5}, SectorBytes)
-		if n, err := d.WriteAt(want, off); n != SectorBytes || err != nil {
+		got := bytes.Repeat([]byte{0xa5}, sectorBytes)
+		if n, err := d.WriteAt(want, off); n != sectorBytes || err != nil {
 			t.Fatalf("write at %d: %d, %v", off, n, err)
 		}
-		if n, err := d.ReadAt(got, off); n != SectorBytes || err != nil {
+		if n, err := d.ReadAt(got, off); n != sectorBytes || err != nil {
 			t.Fatalf("read at %d: %d, %v", off, n, err)
 		}
 		if !bytes.Equal(got, want) {
@@ -194,20 +194,20 @@ func testBoundaries(t *testing.T, s subject) {
 func testRange(t *testing.T, s subject) {
 	d := s.open(t, Options{})
 	size := d.Info().SizeBytes
-	const top = 1<<63 - SectorBytes // the highest whole sector of an int64
+	const top = 1<<63 - sectorBytes // the highest whole sector of an int64
 	for _, c := range []struct {
 		name string
 		n    int
 		off  int64
 	}{
-		{"before the start", SectorBytes, -SectorBytes},
-		{"past the end", SectorBytes, size},
-		{"over the end", 2 * SectorBytes, size - SectorBytes},
-		{"empty past the end", 0, size + SectorBytes},
-		{"sum overflows", SectorBytes, top},
-		{"most negative", SectorBytes, -1 << 63},
-		{"offset not whole sectors", SectorBytes, 1},
-		{"length not whole sectors", SectorBytes - 1, 0},
+		{"before the start", sectorBytes, -sectorBytes},
+		{"past the end", sectorBytes, size},
+		{"over the end", 2 * sectorBytes, size - sectorBytes},
+		{"empty past the end", 0, size + sectorBytes},
+		{"sum overflows", sectorBytes, top},
+		{"most negative", sectorBytes, -1 << 63},
+		{"offset not whole sectors", sectorBytes, 1},
+		{"length not whole sectors", sectorBytes - 1, 0},
 	} {
 		p := bytes.Repeat([]byte{0xa5}, c.n)
 		if n, err := d.ReadAt(p, c.off); n != 0 || !errors.Is(err, ErrRange) {
@@ -223,19 +223,19 @@ func testRange(t *testing.T, s subject) {
 			t.Errorf("%s: Bytes is not nil", c.name)
 		}
 	}
-	if m, ok := d.(Memory); ok && m.Bytes(0, -SectorBytes) != nil {
+	if m, ok := d.(Memory); ok && m.Bytes(0, -sectorBytes) != nil {
 		t.Error("Bytes of negative length is not nil")
 	}
 }
 
 func testReadOnly(t *testing.T, s subject) {
 	d := s.open(t, Options{ReadOnly: true})
-	p := make([]byte, SectorBytes)
+	p := make([]byte, sectorBytes)
 	if n, err := d.ReadAt(p, 0); n != len(p) || err != nil {
 		t.Fatal(n, err)
 	}
 	before := bytes.Clone(p)
-	if n, err := d.WriteAt(pattern(SectorBytes), 0); n != 0 || !errors.Is(err, ErrReadOnly) {
+	if n, err := d.WriteAt(pattern(sectorBytes), 0); n != 0 || !errors.Is(err, ErrReadOnly) {
 		t.Errorf("write: %d, %v", n, err)
 	}
 	if _, err := d.ReadAt(p, 0); err != nil || !bytes.Equal(p, before) {
@@ -252,7 +252,7 @@ func testReadOnly(t *testing.T, s subject) {
 func testConcurrent(t *testing.T, s subject) {
 	const workers, rounds = 8, 50
 	d := s.open(t, Options{})
-	part := min(d.Info().SizeBytes, subjectBytes) / workers / SectorBytes * SectorBytes
+	part := min(d.Info().SizeBytes, subjectBytes) / workers / sectorBytes * sectorBytes
 	var wg sync.WaitGroup
 	for w := range int64(workers) {
 		wg.Add(1)
@@ -288,7 +288,7 @@ func testCloseTwice(t *testing.T, s subject) {
 			t.Errorf("close %d: %v", i+1, err)
 		}
 	}
-	p := make([]byte, SectorBytes)
+	p := make([]byte, sectorBytes)
 	if _, err := d.ReadAt(p, 0); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("read after close: %v", err)
 	}
@@ -298,7 +298,7 @@ func testCloseTwice(t *testing.T, s subject) {
 	if err := d.Flush(); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("flush after close: %v", err)
 	}
-	if m, ok := d.(Memory); ok && m.Bytes(0, SectorBytes) != nil {
+	if m, ok := d.(Memory); ok && m.Bytes(0, sectorBytes) != nil {
 		t.Error("Bytes after close is not nil")
 	}
 }
@@ -313,7 +313,7 @@ func testCloseWhileBusy(t *testing.T, s subject) {
 		done.Add(1)
 		go func() {
 			defer done.Done()
-			p := make([]byte, SectorBytes)
+			p := make([]byte, sectorBytes)
 			call := d.ReadAt
 			if w%2 == 1 {
 				call = d.WriteAt

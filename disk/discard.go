@@ -26,7 +26,7 @@ func (d *discard) Info() Info {
 	return Info{
 		SizeBytes:           discardSizeBytes,
 		ReadOnly:            d.readOnly,
-		PhysicalSectorBytes: SectorBytes, // nothing below to be aligned to
+		PhysicalSectorBytes: sectorBytes, // nothing below to be aligned to
 		Inline:              true,
 		Format:              Discard,
 	}

@@ -10,7 +10,7 @@
 // disk at a time; a disk with Info().Inline also from the event loop.
 // internal/cli opens disks and explains the errors.
 //
-// What it never does: it knows nothing of Xen, of rings or of sectors sizes
+// What it never does: it knows nothing of Xen, of rings or of sector sizes
 // other than 512 bytes; it starts no goroutine, logs nothing, keeps no state
 // outside a Disk, allocates nothing in ReadAt and WriteAt, never changes the
 // size of an image and never touches the bytes that the guest does not see:
@@ -36,13 +36,13 @@ package disk
 
 import "fmt"
 
-// SectorBytes is the blkif sector: the unit of every offset and length here,
+// sectorBytes is the blkif sector: the unit of every offset and length here,
 // whatever the device below uses (xen/include/public/io/blkif.h, "sectors").
-const SectorBytes = 512
+const sectorBytes = 512
 
 // Disk is the seam between a vbd and its bytes.
 //
-// Offsets and lengths are bytes and multiples of SectorBytes. Callers check
+// Offsets and lengths are bytes and multiples of 512. Callers check
 // them against Info().SizeBytes; the disk checks again and fails with
 // [ErrRange] before it touches anything. All methods may be called from many
 // goroutines at once. Reads and writes that overlap in time and place have no
@@ -69,7 +69,7 @@ type Disk interface {
 
 // Info describes an open disk.
 type Info struct {
-	// SizeBytes is what the guest sees, a multiple of SectorBytes and more
+	// SizeBytes is what the guest sees, a multiple of 512 and more
 	// than 0. It does not follow the file when that grows or shrinks.
 	SizeBytes int64
 	// TailBytes is what lies past the last whole sector, 0 to 511 bytes, which
@@ -149,7 +149,7 @@ func Open(path string, f Format, o Options) (Disk, error) {
 // An empty range is valid.
 func checkRange(n int, off, sizeBytes int64) error {
 	length := int64(n)
-	if off < 0 || off%SectorBytes != 0 || length%SectorBytes != 0 ||
+	if off < 0 || off%sectorBytes != 0 || length%sectorBytes != 0 ||
 		off > sizeBytes || length > sizeBytes-off {
 		return fmt.Errorf("%w: %d bytes at %d of %d", ErrRange, n, off, sizeBytes)
 	}

@@ -84,7 +84,7 @@ func TestMmapCloseOfTruncatedFileReleases(t *testing.T) {
 func TestMmapRestoresPanicOnFault(t *testing.T) {
 	path := image(t, pages)
 	d := mustOpen(t, path, Mmap, Options{})
-	p := make([]byte, SectorBytes)
+	p := make([]byte, sectorBytes)
 	for _, sizeBytes := range []int64{pages, 0} {
 		must(t, os.Truncate(path, sizeBytes))
 		for _, want := range []bool{true, false} {
@@ -119,7 +119,7 @@ func TestMmapLeavesOtherFaultsAlone(t *testing.T) {
 					t.Errorf("%s: fault at %#x, want one in the buffer", name, e.Addr())
 				}
 			}()
-			_, err := call(bad[:SectorBytes], 0)
+			_, err := call(bad[:sectorBytes], 0)
 			t.Errorf("%s: returned %v", name, err)
 		}()
 	}
@@ -131,7 +131,7 @@ func TestMmapLeavesOtherFaultsAlone(t *testing.T) {
 func TestMemoryFaultsAsEFAULT(t *testing.T) {
 	path := image(t, pages)
 	d := mustOpen(t, path, Mmap, Options{})
-	b := d.(Memory).Bytes(0, SectorBytes)
+	b := d.(Memory).Bytes(0, sectorBytes)
 	sink, err := os.OpenFile(filepath.Join(t.TempDir(), "sink"), os.O_RDWR|os.O_CREATE, 0o600)
 	must(t, err)
 	defer sink.Close()
@@ -148,16 +148,16 @@ func TestMemoryFaultsAsEFAULT(t *testing.T) {
 func TestMemoryIsTheDisk(t *testing.T) {
 	path := image(t, pages)
 	d := mustOpen(t, path, Mmap, Options{})
-	b := d.(Memory).Bytes(SectorBytes, SectorBytes)
-	want := bytes.Repeat([]byte{0x5a}, SectorBytes)
+	b := d.(Memory).Bytes(sectorBytes, sectorBytes)
+	want := bytes.Repeat([]byte{0x5a}, sectorBytes)
 	copy(b, want)
-	got := make([]byte, SectorBytes)
-	if _, err := d.ReadAt(got, SectorBytes); err != nil || !bytes.Equal(got, want) {
+	got := make([]byte, sectorBytes)
+	if _, err := d.ReadAt(got, sectorBytes); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("ReadAt does not see what was stored (%v)", err)
 	}
 	must(t, d.Flush())
 	must(t, d.Close())
-	if !bytes.Equal(readFile(t, path)[SectorBytes:2*SectorBytes], want) {
+	if !bytes.Equal(readFile(t, path)[sectorBytes:2*sectorBytes], want) {
 		t.Error("the file differs from what was stored")
 	}
 }

@@ -127,7 +127,7 @@ func (d *file) adopt(path string, f Format, o Options) error {
 	if err != nil {
 		return &fs.PathError{Op: "measure", Path: path, Err: err}
 	}
-	if size < SectorBytes {
+	if size < sectorBytes {
 		return fmt.Errorf("open %s: %w: %d bytes", path, ErrTooSmall, size)
 	}
 	physical := fileSectorBytes(int64(st.Blksize))
@@ -136,11 +136,11 @@ func (d *file) adopt(path string, f Format, o Options) error {
 		if err != nil {
 			return &fs.PathError{Op: "measure", Path: path, Err: err}
 		}
-		physical = max(int(n), SectorBytes)
+		physical = max(int(n), sectorBytes)
 	}
 	d.info = Info{
-		SizeBytes:           size - size%SectorBytes,
-		TailBytes:           size % SectorBytes,
+		SizeBytes:           size - size%sectorBytes,
+		TailBytes:           size % sectorBytes,
 		ReadOnly:            o.ReadOnly,
 		PhysicalSectorBytes: physical,
 		Format:              f,
@@ -181,8 +181,8 @@ func imageSize(fd int, block bool) (int64, error) {
 // slow. Filesystems report anything from 512 (ZFS) to 1 MiB (NFS), and not
 // always a power of two.
 func fileSectorBytes(blksize int64) int {
-	if blksize < SectorBytes {
-		return SectorBytes
+	if blksize < sectorBytes {
+		return sectorBytes
 	}
 	return 1 << (bits.Len64(uint64(min(blksize, maxFileSectorBytes))) - 1)
 }

@@ -28,7 +28,7 @@ func TestManyReadersOrOneWriter(t *testing.T) {
 		for _, f := range []Format{Raw, Mmap} {
 			t.Run(fmt.Sprintf("%s/%v", c.name, f), func(t *testing.T) {
 				noLeaks(t)
-				path := image(t, SectorBytes)
+				path := image(t, sectorBytes)
 				first := mustOpen(t, path, f, c.first)
 				second, err := Open(path, f, c.second)
 				if c.together {
@@ -47,7 +47,7 @@ func TestManyReadersOrOneWriter(t *testing.T) {
 }
 
 func TestLockIsOfTheInode(t *testing.T) {
-	path := image(t, SectorBytes)
+	path := image(t, sectorBytes)
 	d := mustOpen(t, path, Raw, Options{})
 	for _, c := range []struct {
 		name string
@@ -68,7 +68,7 @@ func TestLockIsOfTheInode(t *testing.T) {
 }
 
 func TestLockDiesWithTheProcess(t *testing.T) {
-	path := image(t, SectorBytes)
+	path := image(t, sectorBytes)
 	holder := startHolder(t, path)
 	_, err := Open(path, Raw, Options{})
 	var inUse *InUseError
@@ -89,7 +89,7 @@ func TestLockDiesWithTheProcess(t *testing.T) {
 // TestCloseUnlocksDespiteCopiesOfTheFD stands for a child between fork and
 // exec, which holds a copy of every fd.
 func TestCloseUnlocksDespiteCopiesOfTheFD(t *testing.T) {
-	path := image(t, SectorBytes)
+	path := image(t, sectorBytes)
 	d := mustOpen(t, path, Raw, Options{})
 	dup, err := unix.Dup(d.(*raw).file.fd)
 	must(t, err)
@@ -123,7 +123,7 @@ func TestQEMU(t *testing.T) {
 		{"virtlockd reads, we read", []int64{0}, Options{ReadOnly: true}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			path := image(t, SectorBytes)
+			path := image(t, sectorBytes)
 			qemu, err := os.OpenFile(path, os.O_RDWR, 0)
 			must(t, err)
 			defer qemu.Close()
@@ -138,7 +138,7 @@ func TestQEMU(t *testing.T) {
 		})
 	}
 	t.Run("virtlockd writes, we read", func(t *testing.T) {
-		path := image(t, SectorBytes)
+		path := image(t, sectorBytes)
 		virtlockd, err := os.OpenFile(path, os.O_RDWR, 0)
 		must(t, err)
 		defer virtlockd.Close()
@@ -164,7 +164,7 @@ func TestQEMUSeesUs(t *testing.T) {
 		{"we read, QEMU writes", Options{ReadOnly: true}, []int64{200, 201, 101, 103}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			path := image(t, SectorBytes)
+			path := image(t, sectorBytes)
 			mustOpen(t, path, Raw, c.o)
 			qemu, err := os.Open(path)
 			must(t, err)

@@ -128,7 +128,7 @@ func (d *mmap) fault(r any) error {
 // mappings. Both together cost a second cache flush of the device: 200 rounds
 // of 16 dirty pages made 200 flushes with msync, 200 with fdatasync, 400 with
 // both (/sys/block/loop0/stat; ext4 and bare loop device, Linux 6.18, x86-64
-// VM, 2025-11; the first rounds into holes of an ext4 file make 400, 600).
+// VM, 2026-11; the first rounds into holes of an ext4 file make 400, 600).
 //
 // When the file has become shorter than the disk, Flush fails with ErrFault
 // until it has grown again, for writes may have gone nowhere.

@@ -64,7 +64,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 func TestOpenRefusesFormats(t *testing.T) {
-	path := image(t, SectorBytes)
+	path := image(t, sectorBytes)
 	for _, f := range []Format{VHD, Format(99)} {
 		if _, err := Open(path, f, Options{}); !errors.Is(err, ErrUnsupportedFormat) {
 			t.Errorf("%v: %v", f, err)
@@ -79,7 +79,7 @@ func TestOpenRefusesFormats(t *testing.T) {
 // root loses its power over files with it.
 func TestOpenWithoutPermission(t *testing.T) {
 	const nobody = 65534
-	path := image(t, SectorBytes)
+	path := image(t, sectorBytes)
 	for dir := filepath.Dir(path); dir != filepath.Clean(os.TempDir()); dir = filepath.Dir(dir) {
 		must(t, os.Chmod(dir, 0o755))
 	}
@@ -134,7 +134,7 @@ func TestInfo(t *testing.T) {
 }
 
 func TestCapabilities(t *testing.T) {
-	path := image(t, SectorBytes)
+	path := image(t, sectorBytes)
 	for _, c := range []struct {
 		format       Format
 		path         string
@@ -159,30 +159,41 @@ func TestCapabilities(t *testing.T) {
 func TestTailIsNeverTouched(t *testing.T) {
 	for _, f := range []Format{Raw, Mmap} {
 		t.Run(f.String(), func(t *testing.T) {
-			const size = 3*SectorBytes + 77
+			const size = 3*sectorBytes + 77
 			path := image(t, size)
 			before := readFile(t, path)
 			d := mustOpen(t, path, f, Options{})
-			if i := d.Info(); i.SizeBytes != 3*SectorBytes || i.TailBytes != 77 {
+			if i := d.Info(); i.SizeBytes != 3*sectorBytes || i.TailBytes != 77 {
 				t.Fatalf("info %+v", i)
 			}
-			ones := bytes.Repeat([]byte{0xff}, 3*SectorBytes)
+			ones := bytes.Repeat([]byte{0xff}, 3*sectorBytes)
 			if _, err := d.WriteAt(ones, 0); err != nil {
 				t.Fatal(err)
 			}
 			if m, ok := d.(Memory); ok {
-				b := m.Bytes(0, 3*SectorBytes)
-				if cap(b) != len(b) {
-					t.Errorf("Bytes reaches into the tail: cap %d, len %d", cap(b), len(b))
+				for _, n := range []int{sectorBytes, 3 * sectorBytes} {
+					if b := m.Bytes(0, n); len(b) != n || cap(b) != n {
+						t.Errorf("Bytes of %d: len %d, cap %d", n, len(b), cap(b))
+					}
 				}
 			}
 			must(t, d.Close())
 			after := readFile(t, path)
-			if len(after) != size || !bytes.Equal(after[:3*SectorBytes], ones) ||
-				!bytes.Equal(after[3*SectorBytes:], before[3*SectorBytes:]) {
+			if len(after) != size || !bytes.Equal(after[:3*sectorBytes], ones) ||
+				!bytes.Equal(after[3*sectorBytes:], before[3*sectorBytes:]) {
 				t.Error("the file is not: ones, then its old tail")
 			}
 		})
+	}
+}
+
+// TestOpenTakesNonblockOff: it protects the open only, and a FUSE server would
+// see it with each request.
+func TestOpenTakesNonblockOff(t *testing.T) {
+	d := mustOpen(t, image(t, sectorBytes), Raw, Options{})
+	flags, err := unix.FcntlInt(uintptr(d.(*raw).file.fd), unix.F_GETFL, 0)
+	if err != nil || flags&unix.O_NONBLOCK != 0 {
+		t.Errorf("flags %#x, %v", flags, err)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 // TestRawSmallSteps: the kernel may interrupt and may do less than asked.
 func TestRawSmallSteps(t *testing.T) {
-	path := image(t, 8*SectorBytes)
+	path := image(t, 8*sectorBytes)
 	d := mustOpen(t, path, Raw, Options{})
 	calls := 0
 	stingy := func(do func(int, []byte, int64) (int, error)) func(int, []byte, int64) (int, error) {
@@ -29,14 +29,14 @@ func TestRawSmallSteps(t *testing.T) {
 	}
 	s := &d.(*raw).file.sys
 	s.pread, s.pwrite = stingy(unix.Pread), stingy(unix.Pwrite)
-	want, got := pattern(4*SectorBytes), make([]byte, 4*SectorBytes)
-	if n, err := d.WriteAt(want, SectorBytes); n != len(want) || err != nil {
+	want, got := pattern(4*sectorBytes), make([]byte, 4*sectorBytes)
+	if n, err := d.WriteAt(want, sectorBytes); n != len(want) || err != nil {
 		t.Fatal(n, err)
 	}
-	if n, err := d.ReadAt(got, SectorBytes); n != len(got) || err != nil {
+	if n, err := d.ReadAt(got, sectorBytes); n != len(got) || err != nil {
 		t.Fatal(n, err)
 	}
-	if !bytes.Equal(got, want) || !bytes.Equal(readFile(t, path)[SectorBytes:5*SectorBytes], want) {
+	if !bytes.Equal(got, want) || !bytes.Equal(readFile(t, path)[sectorBytes:5*sectorBytes], want) {
 		t.Error("data differ")
 	}
 }
@@ -53,21 +53,21 @@ func TestRawErrors(t *testing.T) {
 		{"nothing moves", 0, nil, io.ErrUnexpectedEOF, io.ErrShortWrite},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d := mustOpen(t, image(t, 8*SectorBytes), Raw, Options{})
+			d := mustOpen(t, image(t, 8*sectorBytes), Raw, Options{})
 			fails := func(_ int, p []byte, off int64) (int, error) {
 				if off == 0 {
-					return SectorBytes, nil // the first sector works
+					return sectorBytes, nil // the first sector works
 				}
 				return c.n, c.err
 			}
 			s := &d.(*raw).file.sys
 			s.pread, s.pwrite = fails, fails
-			p := make([]byte, 2*SectorBytes)
-			if n, err := d.ReadAt(p, 0); n != SectorBytes || !errors.Is(err, c.read) {
+			p := make([]byte, 2*sectorBytes)
+			if n, err := d.ReadAt(p, 0); n != sectorBytes || !errors.Is(err, c.read) {
 				t.Errorf("read: %d, %v", n, err)
 			}
 			n, err := d.WriteAt(p, 0)
-			if n != SectorBytes || !errors.Is(err, c.wrte) {
+			if n != sectorBytes || !errors.Is(err, c.wrte) {
 				t.Errorf("write: %d, %v", n, err)
 			}
 			if err != nil && !strings.Contains(err.Error(), "at byte 512") {
@@ -100,7 +100,7 @@ func TestFlushFailureIsNeverForgotten(t *testing.T) {
 	for _, f := range []Format{Raw, Mmap} {
 		t.Run(f.String(), func(t *testing.T) {
 			noLeaks(t)
-			path := image(t, SectorBytes)
+			path := image(t, sectorBytes)
 			d := mustOpen(t, path, f, Options{})
 			calls := failFlushes(d, unix.EIO)
 			for i := range 3 {
@@ -111,7 +111,7 @@ func TestFlushFailureIsNeverForgotten(t *testing.T) {
 			if *calls != 1 {
 				t.Errorf("the kernel was asked %d times, want once", *calls)
 			}
-			if _, err := d.WriteAt(pattern(SectorBytes), 0); err != nil {
+			if _, err := d.WriteAt(pattern(sectorBytes), 0); err != nil {
 				t.Errorf("write after a failed flush: %v", err)
 			}
 			if err := d.Close(); !errors.Is(err, unix.EIO) {
@@ -124,7 +124,7 @@ func TestFlushFailureIsNeverForgotten(t *testing.T) {
 
 // TestFlushesTogetherAllFail: the kernel reports an error to one of them only.
 func TestFlushesTogetherAllFail(t *testing.T) {
-	d := mustOpen(t, image(t, SectorBytes), Raw, Options{})
+	d := mustOpen(t, image(t, sectorBytes), Raw, Options{})
 	failFlushes(d, unix.EIO)
 	var wg sync.WaitGroup
 	for range 8 {
@@ -141,7 +141,7 @@ func TestFlushesTogetherAllFail(t *testing.T) {
 
 func TestFlushIsRepeatedWhenInterrupted(t *testing.T) {
 	for _, f := range []Format{Raw, Mmap} {
-		d := mustOpen(t, image(t, SectorBytes), f, Options{})
+		d := mustOpen(t, image(t, sectorBytes), f, Options{})
 		calls := failFlushes(d, unix.EINTR, unix.EINTR)
 		if err := d.Flush(); err != nil || *calls != 3 {
 			t.Errorf("%v: %v after %d calls", f, err, *calls)
@@ -151,7 +151,7 @@ func TestFlushIsRepeatedWhenInterrupted(t *testing.T) {
 
 func TestReadOnlyNeverFlushes(t *testing.T) {
 	for _, f := range []Format{Raw, Mmap} {
-		d := mustOpen(t, image(t, SectorBytes), f, Options{ReadOnly: true})
+		d := mustOpen(t, image(t, sectorBytes), f, Options{ReadOnly: true})
 		calls := failFlushes(d, unix.EROFS)
 		if err := errors.Join(d.Flush(), d.Close()); err != nil || *calls != 0 {
 			t.Errorf("%v: %v, %d calls", f, err, *calls)
