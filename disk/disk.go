@@ -12,8 +12,8 @@
 //
 // What it never does: it knows nothing of Xen, of rings or of sector sizes
 // other than 512 bytes; it starts no goroutine, logs nothing, keeps no state
-// outside a Disk, allocates nothing in ReadAt and WriteAt, never changes the
-// size of an image and never touches the bytes that the guest does not see:
+// outside a Disk, allocates nothing in ReadAt and WriteAt, never creates an
+// image and never touches the bytes that the guest does not see:
 //
 //	0                                     SizeBytes          end of file
 //	|<------------- the guest sees ------------>|<- TailBytes ->|
