@@ -1,0 +1,342 @@
+package blkback
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"xen-disk/disk"
+	"xen-disk/ring"
+	"xen-disk/xs"
+)
+
+// recheck is how often a vbd asks whether its domain still lives. A domain's
+// death is announced by @releaseDomain, but that can be lost (XSA-325).
+const recheck = 30 * time.Second
+
+// Spec says what to attach where.
+type Spec struct {
+	Domid uint32
+	Devid uint32 // 0: the next free xvd
+	Disk  disk.Disk
+	// Events hears what happens to the vbd, in order, from its control
+	// goroutine. It must not block for long. It may be nil.
+	Events func(Event)
+}
+
+// VBD is an attached virtual block device. Its methods may be called by any
+// goroutine.
+type VBD struct {
+	b     *Backend
+	spec  Spec
+	devid uint32
+	paths paths
+	log   zerolog.Logger
+	guest zerolog.Logger // rate-limited: for what a guest can cause at will
+
+	poke      chan struct{} // capacity 1: look at the nodes again
+	detach    chan struct{} // closed: ask the guest to let go
+	force     chan struct{} // closed: let go without it
+	reports   chan error    // capacity 1: the loop gave up on the ring
+	closeOnce [2]sync.Once
+	done      chan struct{}
+	err       error // valid when done is closed
+
+	// The control goroutine's own.
+	watches  []*xs.Watch
+	asked    bool // detach was carried out
+	link     *link
+	nodes    *frontNodes // the rings that link serves
+	lastWait string
+
+	mu    sync.Mutex
+	total Stats // of links that are closed
+	live  *link // == link, for Stats
+}
+
+// Devid is the vbd's virtual device number.
+func (v *VBD) Devid() uint32 { return v.devid }
+
+// Name is what a Linux guest calls the device, such as xvdb.
+func (v *VBD) Name() string { return VdevName(v.devid) }
+
+// BackendPath is the vbd's directory in xenstore.
+func (v *VBD) BackendPath() string { return v.paths.back }
+
+// Detach asks the guest to let go of the device, and ends the vbd when it
+// has. Closed by Done.
+func (v *VBD) Detach() { v.closeOnce[0].Do(func() { close(v.detach) }) }
+
+// Force ends the vbd without asking: the guest sees I/O errors or worse.
+func (v *VBD) Force() { v.closeOnce[1].Do(func() { close(v.force) }) }
+
+// Done is closed when the vbd has ended and nothing of it is left.
+func (v *VBD) Done() <-chan struct{} { return v.done }
+
+// Err says why the vbd ended, nil when it was detached in order. It is valid
+// after Done.
+func (v *VBD) Err() error { return v.err }
+
+// Stats counts what the vbd has done so far.
+func (v *VBD) Stats() Stats {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	sum := v.total
+	if v.live != nil {
+		s := v.live.stats()
+		sum.add(&s)
+	}
+	return sum
+}
+
+// wake makes the control goroutine look again. It never blocks, and a
+// thousand calls are as good as one: a guest that writes its nodes in a loop
+// costs no memory (XSA-349).
+func (v *VBD) wake() {
+	select {
+	case v.poke <- struct{}{}:
+	default:
+	}
+}
+
+func (v *VBD) emit(e Event) {
+	if v.spec.Events != nil {
+		v.spec.Events(e)
+	}
+}
+
+// run is the control goroutine. Finish stops it.
+func (v *VBD) run() {
+	err := v.control()
+	v.b.remove(v)
+	for _, w := range v.watches {
+		w.Close()
+	}
+	v.err = errors.Join(err, v.spec.Disk.Close())
+	close(v.done)
+}
+
+func (v *VBD) control() error {
+	timer := time.NewTicker(recheck)
+	defer timer.Stop()
+	for {
+		now, err := v.look()
+		if err == nil {
+			st := decide(now)
+			if st == stepFinish {
+				return v.finish(now)
+			}
+			if st == stepWait {
+				v.waiting(now)
+				err = v.wait(timer.C)
+			} else if err = v.take(st); err != nil && v.b.conn.Err() == nil {
+				err = v.fatal(err)
+			}
+		} else if v.b.conn.Err() == nil {
+			// xenstored is short of memory, say: ask again later.
+			v.log.Error().Err(err).Msg("cannot read the state nodes")
+			err = v.wait(timer.C)
+		}
+		if v.b.conn.Err() != nil {
+			return v.abandon(v.b.conn.Err())
+		}
+		if err != nil {
+			v.log.Error().Err(err).Msg("cannot write the state nodes")
+			if err := v.wait(timer.C); err != nil {
+				v.log.Error().Err(err).Msg("cannot write the state nodes")
+			}
+		}
+	}
+}
+
+// wait returns when there may be something new to look at.
+func (v *VBD) wait(tick <-chan time.Time) error {
+	detach := v.detach
+	if v.asked {
+		detach = nil
+	}
+	select {
+	case <-v.poke:
+	case <-tick:
+	case <-v.force:
+	case <-v.b.conn.Done():
+	case err := <-v.reports:
+		return v.fatal(err)
+	case <-detach:
+		return v.requestDetach()
+	}
+	return nil
+}
+
+// look reads everything that decide wants to know.
+func (v *VBD) look() (view, error) {
+	now := view{connected: v.link != nil}
+	select {
+	case <-v.force:
+		now.forced = true
+		return now, nil
+	default:
+	}
+	conn := v.b.conn
+	front, frontExists, err := readState(conn, v.paths.front)
+	if err != nil {
+		return now, err
+	}
+	back, backExists, err := readState(conn, v.paths.back)
+	if err != nil {
+		return now, err
+	}
+	alive, err := conn.IsDomainIntroduced(v.spec.Domid)
+	if err != nil {
+		return now, err
+	}
+	online, err := readOptional(conn, v.paths.back+"/online", "0")
+	if err != nil {
+		return now, err
+	}
+	now.front, now.back, now.online = front, back, online == "1"
+	now.gone = !frontExists || !backExists || !alive
+	if v.link != nil && front == xs.StateInitialised && !now.gone {
+		nodes, err := readFront(conn, v.paths.front)
+		// A frontend with bad nodes has not published another ring.
+		now.moved = err == nil && !nodes.equal(v.nodes)
+	}
+	return now, nil
+}
+
+func (v *VBD) take(st step) error {
+	if st == stepClosing {
+		v.emit(Event{Kind: EventClosing})
+		return v.setState(xs.StateClosing)
+	}
+	if st == stepConnect {
+		return v.connect()
+	}
+	// The other steps drop the ring first.
+	if err := v.disconnect(); err != nil || v.link != nil {
+		return err
+	}
+	switch st {
+	case stepOffer:
+		return v.offer()
+	case stepClosed:
+		return v.setState(xs.StateClosed)
+	}
+	return nil
+}
+
+// offer writes what frontends read before they publish a ring, then InitWait.
+// Indirect segments, larger rings and more queues will be offered here.
+func (v *VBD) offer() error {
+	return v.setState(xs.StateInitWait)
+}
+
+// connect maps the frontend's ring and starts to serve it.
+func (v *VBD) connect() error {
+	nodes, err := readFront(v.b.conn, v.paths.front)
+	if err != nil {
+		return err
+	}
+	info := v.spec.Disk.Info()
+	door, err := v.b.openXen()
+	if err != nil {
+		return err
+	}
+	l := &link{
+		domid: uint16(v.spec.Domid), xen: door, disk: v.spec.Disk,
+		limits: ring.Limits{
+			Sectors: uint64(info.SizeBytes) / ring.SectorBytes, ReadOnly: info.ReadOnly, Flush: true,
+		},
+		loop: v.b.loop, pool: v.b.pool, workers: v.b.workers,
+		log: v.guest, report: v.report,
+	}
+	if err := v.describe(info); err != nil {
+		return errors.Join(err, door.Close())
+	}
+	if err := l.connectRing(nodes); err != nil {
+		return err
+	}
+	v.setLink(l, nodes)
+	if err := v.setState(xs.StateConnected); err != nil {
+		return err
+	}
+	v.log.Info().Stringer("protocol", nodes.abi).Msg("connected")
+	v.emit(Event{Kind: EventConnected, Protocol: nodes.abi.String(), Slots: l.queues[0].back.Size()})
+	return nil
+}
+
+// describe writes, in one transaction, what the frontend reads at Connected
+// (blkif.h). Features that are not there are written as 0: MiniOS reads both
+// feature-barrier and feature-flush-cache.
+func (v *VBD) describe(info disk.Info) error {
+	flags := uint64(0)
+	if info.ReadOnly {
+		flags |= vdiskReadOnly
+	}
+	nodes := []struct {
+		name  string
+		value uint64
+	}{
+		{"feature-barrier", 0},
+		{"feature-flush-cache", 1},
+		{"feature-discard", 0},
+		{"feature-persistent", 0},
+		{"sectors", uint64(info.SizeBytes) / ring.SectorBytes},
+		{"info", flags},
+		{"sector-size", ring.SectorBytes},
+		{"physical-sector-size", uint64(physicalSector(info))},
+	}
+	return v.b.conn.Transaction(func(tx *xs.Tx) error {
+		for _, n := range nodes {
+			if err := tx.Write(v.paths.back+"/"+n.name, fmt.Sprint(n.value)); err != nil {
+				return err
+			}
+		}
+		return tx.Write(v.paths.back+"/hotplug-status", "connected")
+	})
+}
+
+// vdiskReadOnly is the bit of the info node (blkif.h, VDISK_READONLY).
+const vdiskReadOnly = 4
+
+// physicalSector is the largest power of two, up to the disk's own physical
+// sector, that divides the size: blkif.h asks for sectors * 512 to be a
+// multiple of it.
+func physicalSector(info disk.Info) int {
+	n := max(info.PhysicalSectorBytes, ring.SectorBytes)
+	for info.SizeBytes%int64(n) != 0 {
+		n /= 2
+	}
+	return n
+}
+
+// setState writes our state node, which the frontend watches.
+func (v *VBD) setState(s xs.State) error {
+	v.log.Debug().Stringer("state", s).Msg("backend state")
+	return v.b.conn.Write(v.paths.back+"/state", s.Value())
+}
+
+// report is how the loop says that it gave up on the ring.
+func (v *VBD) report(err error) {
+	select {
+	case v.reports <- err:
+	default:
+	}
+}
+
+func (v *VBD) setLink(l *link, nodes *frontNodes) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.live != nil {
+		s := v.live.stats()
+		v.total.add(&s)
+	}
+	v.link, v.nodes, v.live = l, nodes, l
+	select {
+	case <-v.reports: // of the link before
+	default:
+	}
+}
