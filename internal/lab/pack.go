@@ -19,7 +19,7 @@ type packer struct {
 }
 
 // pack writes everything that Boot needs into p.out: the hypervisor "xen",
-// the kernel "vmlinuz", one <name>.cpio an image, and GRUB.
+// the kernel "vmlinux", one <name>.cpio an image, and GRUB.
 func (p packer) pack() error {
 	if err := p.hypervisor(); err != nil {
 		return err
@@ -58,7 +58,7 @@ func (p packer) hypervisor() error {
 	return os.WriteFile(filepath.Join(p.out, "xen"), data, 0o644)
 }
 
-// kernel copies the newest kernel and returns its release.
+// kernel unpacks the newest kernel and returns its release.
 func (p packer) kernel() (release string, err error) {
 	path, err := p.one("/boot/vmlinuz-*")
 	if err != nil {
@@ -68,8 +68,12 @@ func (p packer) kernel() (release string, err error) {
 	if err != nil {
 		return "", err
 	}
+	bare, err := bareKernel(data)
+	if err != nil {
+		return "", err
+	}
 	release = strings.TrimPrefix(filepath.Base(path), "vmlinuz-")
-	return release, os.WriteFile(filepath.Join(p.out, "vmlinuz"), data, 0o644)
+	return release, os.WriteFile(filepath.Join(p.out, "vmlinux"), bare, 0o644)
 }
 
 // one returns the last match of a glob below the root, as a path from there.

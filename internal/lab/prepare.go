@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +46,8 @@ func prepare(ctx context.Context, suite string, log func(string)) (dir string, e
 		return "", err
 	}
 	dir = filepath.Join(base, recipeKey(suite))
+	debs := filepath.Join(base, packagesKey(suite, pkgs))
+	defer prune(base, dir, debs)
 	if isDir(dir) {
 		return dir, nil
 	}
@@ -53,7 +56,6 @@ func prepare(ctx context.Context, suite string, log func(string)) (dir string, e
 		return "", err
 	}
 	defer os.RemoveAll(work)
-	debs := filepath.Join(base, packagesKey(suite, pkgs))
 	if !isDir(debs) {
 		log("download packages of " + suite)
 		archives := filepath.Join(work, "archives")
@@ -78,6 +80,25 @@ func prepare(ctx context.Context, suite string, log func(string)) (dir string, e
 		return "", err
 	}
 	return dir, os.Rename(out, dir)
+}
+
+// maxIdle is how long the images of a recipe that nobody boots are kept.
+const maxIdle = 7 * 24 * time.Hour
+
+// prune marks what is in use as used now, and removes what was not used for
+// long: recipes change, and each leaves 300 MB behind. The lock is held.
+func prune(base string, used ...string) {
+	now := time.Now()
+	for _, dir := range used {
+		_ = os.Chtimes(dir, now, now) // a failure only shortens its life
+	}
+	entries, _ := os.ReadDir(base)
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && e.IsDir() && now.Sub(info.ModTime()) > maxIdle {
+			os.RemoveAll(filepath.Join(base, e.Name()))
+		}
+	}
 }
 
 func isDir(path string) bool {

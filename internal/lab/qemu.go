@@ -33,7 +33,9 @@ const agentFD = 3
 //
 //   - "max" offers SVM with nested paging, which PVH guests need;
 //   - without smap, since QEMU 7.2's iret faults with it in a PV dom0;
-//   - without rdtscp, since its nested intercept kills PVH guests.
+//   - without rdtscp, since its nested intercept kills PVH guests;
+//   - without AVX, since its state is lost when a PVH guest is switched to:
+//     a C library that uses it dies of an invalid opcode.
 func qemuArgs(o Options, images, initrd, share string) []string {
 	accel := []string{"-accel", "tcg,thread=multi"}
 	if o.Icount {
@@ -43,12 +45,12 @@ func qemuArgs(o Options, images, initrd, share string) []string {
 	xen := fmt.Sprintf("console=com1 com1=115200,8n1 dom0_mem=%dM,max:%dM dom0_max_vcpus=%d "+
 		"loglvl=warning guest_loglvl=warning noreboot=1 spec-ctrl=no sched=credit %s",
 		o.Dom0MemoryMiB, o.Dom0MemoryMiB, o.Dom0VCPUs, o.XenArgs)
-	linux := "console=hvc0 mitigations=off quiet panic=1 rdinit=/init"
+	linux := "console=hvc0 mitigations=off rodata=off quiet panic=1 rdinit=/init"
 	return append(accel,
-		"-cpu", "max,-smap,-rdtscp", "-smp", "2", "-m", strconv.Itoa(o.MemoryMiB),
+		"-cpu", "max,-smap,-rdtscp,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq", "-smp", "2", "-m", strconv.Itoa(o.MemoryMiB),
 		"-nodefaults", "-display", "none", "-no-reboot", "-monitor", "none", "-serial", "stdio",
 		"-kernel", filepath.Join(images, "xen"), "-append", strings.TrimSpace(xen),
-		"-initrd", filepath.Join(images, "vmlinuz")+" "+linux+","+initrd,
+		"-initrd", filepath.Join(images, "vmlinux")+" "+linux+","+initrd,
 		"-fsdev", "local,id=share,path="+share+",security_model=none,multidevs=remap",
 		"-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
 		"-fsdev", "local,id=lab,path="+images+",security_model=none,readonly=on",

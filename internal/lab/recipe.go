@@ -87,7 +87,7 @@ var guestModules = []string{"xen-blkfront", "null_blk", "loop", "ext4", "crc32c_
 // recipeFiles are the sources that decide what the images contain: their
 // hash is the cache's key, so that a changed recipe is a different directory.
 //
-//go:embed recipe.go pack.go elf.go modules.go cpio.go init/*.sh
+//go:embed recipe.go pack.go elf.go modules.go kernel.go cpio.go init/*.sh
 var recipeFiles embed.FS
 
 // recipeKey names the cache directory of the images of a suite.
