@@ -231,8 +231,8 @@ func (c *Conn) Pump() error {
 	}
 	defer c.release()
 	for range pumpTurns {
-		n, err := 0, error(nil)
-		err = retryEINTR(func() error {
+		var n int
+		err := retryEINTR(func() (err error) {
 			n, err = unix.Read(c.fd, c.buf)
 			return err
 		})

@@ -9,14 +9,7 @@
 // A [Conn] starts no goroutine by itself. Something has to read replies and
 // watch events off the descriptor, in one of two ways:
 //
-//   - [Conn.Start] gives it a goroutine of its own, until [Conn.Close]:
-//
-//     c, err := xs.Dial()
-//     if err != nil { ... }
-//     defer c.Close()
-//     c.Start()
-//     name, err := c.Read("/local/domain/0/name")
-//
+//   - [Conn.Start] gives it a goroutine of its own, until [Conn.Close];
 //   - an event loop waits for [Conn.FD] to be readable (level-triggered) and
 //     then calls [Conn.Pump].
 //

@@ -10,7 +10,9 @@ import (
 const (
 	// absolutePathMax and relativePathMax are XENSTORE_ABS_PATH_MAX and
 	// XENSTORE_REL_PATH_MAX of public/io/xs_wire.h. A relative path is short
-	// enough to be made absolute by the other side.
+	// enough to be made absolute by the other side. xenstored may allow less:
+	// the C one takes 2048 bytes, not counting /local/domain/<domid>/ (its quota
+	// path-max), and says EINVAL.
 	absolutePathMax = 3072
 	relativePathMax = 2048
 )

@@ -63,7 +63,7 @@ func (c *Conn) send(call *call, txID uint32, parts []string) error {
 	}
 	// Header and payload go in one write: the device joins pieces, but takes
 	// those of two messages for one.
-	msg := appendMessage(make([]byte, 0, headerSize+c.payloadMax), call.typ, id, txID, parts...)
+	msg := appendMessage(nil, call.typ, id, txID, parts...)
 	if err := c.writeAll(msg); err != nil {
 		c.mu.Lock()
 		delete(c.calls, id)

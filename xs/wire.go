@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,6 +65,7 @@ func appendMessage(b []byte, typ, reqID, txID uint32, parts ...string) []byte {
 	for _, p := range parts {
 		n += len(p)
 	}
+	b = slices.Grow(b, headerSize+n)
 	b = binary.LittleEndian.AppendUint32(b, typ)
 	b = binary.LittleEndian.AppendUint32(b, reqID)
 	b = binary.LittleEndian.AppendUint32(b, txID)
@@ -154,7 +156,7 @@ func errnoOf(payload []byte) error {
 		return unix.EDQUOT
 	}
 	for e := unix.Errno(1); e < errnoNumbers; e++ {
-		if unix.ErrnoName(e) == name {
+		if name != "" && unix.ErrnoName(e) == name { // 41 and 58 have no name
 			return e
 		}
 	}

@@ -1,16 +1,17 @@
 /*
- * noxen.so lets a stock C xenstored run on a machine without Xen, so that
- * tests can talk to the real thing. It is preloaded in front of libxenevtchn,
- * libxengnttab and libxenctrl and answers what xenstored asks them at start:
- * there is one domain, dom0; its xenstore page is an empty page; its event
- * channel never fires. Only unix socket clients are then served.
+ * noxen.so lets a stock xenstored, the C one or the OCaml one, run on a machine
+ * without Xen, so that tests can talk to the real thing. It is preloaded in
+ * front of libxenevtchn, libxengnttab and libxenctrl and answers what xenstored
+ * asks them at start: there is one domain, dom0; its xenstore page is an empty
+ * page; its event channel never fires. Only unix socket clients are then
+ * served.
  *
  *   gcc -shared -fPIC -O1 -o noxen.so noxen.c
  *   LD_PRELOAD=$PWD/noxen.so LD_LIBRARY_PATH=... XENSTORED_RUNDIR=/tmp/x \
- *       xenstored --no-fork
+ *       xenstored --no-fork          (or oxenstored --no-fork --config-file ...)
  *
- * xenstored's own --no-domain-init is no way round this: 4.17.7 starts with
- * it and dies of SIGSEGV at the first request.
+ * xenstored's own --no-domain-init is no way round this: the C one of 4.17.7
+ * starts with it and dies of SIGSEGV at the first request.
  *
  * Test scaffolding only: nothing of it is linked into a Go program.
  */
@@ -19,10 +20,15 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define PAGE 4096
@@ -54,6 +60,36 @@ int open(const char *path, int flags, ...)
 		return fd;
 	}
 	return syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+
+int open64(const char *path, int flags, ...) __attribute__((alias("open")));
+
+/* oxenstored has its socket's path built in; C xenstored's is this already. */
+int bind(int fd, const struct sockaddr *addr, socklen_t len)
+{
+	const char *dir = getenv("XENSTORED_RUNDIR");
+	struct sockaddr_un un = { .sun_family = AF_UNIX };
+
+	if (addr->sa_family == AF_UNIX && dir) {
+		snprintf(un.sun_path, sizeof(un.sun_path), "%s/socket", dir);
+		addr = (struct sockaddr *)&un;
+		len = sizeof(un);
+	}
+	return syscall(SYS_bind, fd, addr, len);
+}
+
+/* oxenstored would also make that path's directory on the machine. */
+int mkdir(const char *path, mode_t mode)
+{
+	if (strncmp(path, "/run/xen", 8) == 0 || strncmp(path, "/var/run/xen", 12) == 0)
+		return 0;
+	return syscall(SYS_mkdirat, AT_FDCWD, path, mode);
+}
+
+/* oxenstored raises its limit of descriptors, which a container forbids. */
+int setrlimit(__rlimit_resource_t resource, const struct rlimit *limit)
+{
+	return 0;
 }
 
 /* Event channels: a descriptor that is never readable. */
