@@ -223,7 +223,7 @@ func (c *Conn) poll(events int16) error {
 func (c *Conn) Pump() error {
 	c.served.Store(true)
 	if !c.pumping.CompareAndSwap(false, true) {
-		return nil
+		return c.Err()
 	}
 	defer c.pumping.Store(false)
 	if err := c.acquire(); err != nil {
