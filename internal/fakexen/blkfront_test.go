@@ -191,8 +191,8 @@ func TestDepth(t *testing.T) {
 		t.Errorf("%d notifications for 10 pushes", n)
 	}
 	over, err := v.front.Submit(append(reqs, Req{Op: OpFlush})...)
-	if len(over) != 128 || !errors.Is(err, ErrRingFull) && err != nil {
-		t.Logf("the backend was quick: %d put, %v", len(over), err)
+	if len(over) < 128 || err != nil && !errors.Is(err, ErrRingFull) {
+		t.Errorf("%d put, %v", len(over), err)
 	}
 	if err := v.front.Quiesce(ctx); err != nil {
 		t.Fatal(err)

@@ -232,6 +232,21 @@ func (p *Pending) release(end func(granted) error) []error {
 	return errs
 }
 
+// Refs are the grants of the request's data, in order, and then those of its
+// indirect pages: for a guest that revokes them in mid-flight. Nil once it is
+// done.
+func (p *Pending) Refs() []uint32 {
+	p.q.mu.Lock()
+	defer p.q.mu.Unlock()
+	var refs []uint32
+	for _, l := range [][]granted{p.data, p.pages} {
+		for _, g := range l {
+			refs = append(refs, g.ref)
+		}
+	}
+	return refs
+}
+
 // Wait waits for the response and returns its status. An error means that
 // there was none, or that it broke the protocol.
 func (p *Pending) Wait(ctx context.Context) (int16, error) {

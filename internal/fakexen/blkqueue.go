@@ -1,6 +1,7 @@
 package fakexen
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -104,6 +105,14 @@ func (q *queue) wait(fd, stop int) {
 		drainEventFD(fd)
 		q.consume()
 	}
+}
+
+func addEventFD(fd int) {
+	_, _ = unix.Write(fd, binary.NativeEndian.AppendUint64(nil, 1))
+}
+
+func drainEventFD(fd int) {
+	_, _ = unix.Read(fd, make([]byte, 8))
 }
 
 func (q *queue) slot(i uint32) []byte {

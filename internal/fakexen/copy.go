@@ -76,99 +76,122 @@ func scribble(segs []grant.CopySegment) {
 	}
 }
 
+// A copyWork is what one batch needs, kept so that Copy allocates nothing: the
+// guard of the backend's data path counts allocations of the whole process.
+type copyWork struct {
+	pieces [copyBatch]piece
+	guest  [copyBatch]unix.Iovec
+	local  [copyBatch]unix.RemoteIovec
+}
+
 func (d *Door) copyBatch(segs []grant.CopySegment) error {
-	pieces, err := d.acquire(segs)
-	defer d.release(pieces)
-	if err != nil {
+	w, n, err := d.acquire(segs)
+	if w == nil {
 		return err
 	}
 	// Runs of one direction go together; order between runs is kept, since a
 	// later segment may read what an earlier one wrote.
-	for len(pieces) > 0 {
-		n := 1
-		for n < len(pieces) && pieces[n].read == pieces[0].read {
-			n++
+	for i := 0; i < n && err == nil; {
+		j := i + 1
+		for j < n && w.pieces[j].read == w.pieces[i].read {
+			j++
 		}
-		if err := move(pieces[:n]); err != nil {
-			return err
-		}
-		pieces = pieces[n:]
+		err = w.move(i, j)
+		i = j
 	}
-	return nil
+	d.release(w, n)
+	return err
 }
 
-// acquire checks segments and holds the grants of the good ones.
-func (d *Door) acquire(segs []grant.CopySegment) ([]piece, error) {
+// acquire checks segments and holds the grants of the n good ones. After an
+// error these are to be released, and not copied.
+func (d *Door) acquire(segs []grant.CopySegment) (w *copyWork, n int, err error) {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
 	if d.closed {
-		return nil, unix.EBADF
+		return nil, 0, unix.EBADF
 	}
-	pieces := make([]piece, 0, len(segs))
+	if k := len(d.work); k > 0 {
+		w, d.work = d.work[k-1], d.work[:k-1]
+	} else {
+		w = new(copyWork)
+	}
 	for i := range segs {
-		s := &segs[i]
-		p := piece{read: s.Flags&sourceIsGref != 0}
-		var f foreign
-		switch s.Flags & (sourceIsGref | destIsGref) {
-		case sourceIsGref:
-			f, p.local = decodeForeign(s.Source), uintptr(s.Dest)
-		case destIsGref:
-			f, p.local = decodeForeign(s.Dest), uintptr(s.Source)
-		default:
-			return pieces, unix.EINVAL
+		p, err := d.check(&segs[i])
+		if err != nil {
+			return w, n, err
 		}
-		if int(f.offset)+int(s.Len) > PageSize {
-			return pieces, unix.EINVAL
+		if p.entry != nil {
+			p.entry.hold()
+			w.pieces[n] = p
+			n++
 		}
-		s.Status = 0
-		d.m.stats.copySegs.Add(1)
-		if s.Len == 0 {
-			continue
+	}
+	return w, n, nil
+}
+
+// check looks at one segment and sets its status; there is nothing to copy if
+// the piece has no entry.
+func (d *Door) check(s *grant.CopySegment) (piece, error) {
+	p := piece{read: s.Flags&sourceIsGref != 0}
+	var f foreign
+	switch s.Flags & (sourceIsGref | destIsGref) {
+	case sourceIsGref:
+		f, p.local = decodeForeign(s.Source), uintptr(s.Dest)
+	case destIsGref:
+		f, p.local = decodeForeign(s.Dest), uintptr(s.Source)
+	default:
+		return p, unix.EINVAL
+	}
+	if int(f.offset)+int(s.Len) > PageSize {
+		return p, unix.EINVAL
+	}
+	s.Status = 0
+	d.m.stats.copySegs.Add(1)
+	if s.Len == 0 {
+		return p, nil
+	}
+	if h := d.m.copyStatus; h != nil {
+		d.m.copied++
+		if s.Status = h(d.m.copied - 1); s.Status != 0 {
+			return p, nil
 		}
-		if h := d.m.copyStatus; h != nil {
-			d.m.copied++
-			if s.Status = h(d.m.copied - 1); s.Status != 0 {
-				continue
-			}
-		}
-		p.entry, s.Status = d.lookup(uint32(f.domid), f.ref, !p.read)
-		if s.Status != 0 {
-			continue
-		}
-		p.entry.hold()
+	}
+	p.entry, s.Status = d.lookup(uint32(f.domid), f.ref, !p.read)
+	if p.entry != nil {
 		p.guest = p.entry.dom.Page(p.entry.page)[f.offset : int(f.offset)+int(s.Len)]
 		d.m.stats.copyBytes.Add(uint64(s.Len))
-		pieces = append(pieces, p)
 	}
-	return pieces, nil
+	return p, nil
 }
 
-func (d *Door) release(pieces []piece) {
+func (d *Door) release(w *copyWork, n int) {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
-	for _, p := range pieces {
-		p.entry.release()
+	for i := range w.pieces[:n] {
+		w.pieces[i].entry.release()
 	}
+	clear(w.pieces[:n])
+	d.work = append(d.work, w)
 }
 
-// move copies pieces of one direction. The local side is reached through
-// process_vm_readv and process_vm_writev on our own pid, since it may be any
-// address at all: a hole is EFAULT there, not a signal.
-func move(pieces []piece) error {
-	guest := make([]unix.Iovec, len(pieces))
-	local := make([]unix.RemoteIovec, len(pieces))
+// move copies pieces i to j-1, of one direction. The local side is reached
+// through process_vm_readv and process_vm_writev on our own pid, since it may
+// be any address at all: a hole is EFAULT there, not a signal.
+func (w *copyWork) move(i, j int) error {
 	total := 0
-	for i, p := range pieces {
-		guest[i].Base = &p.guest[0]
-		guest[i].SetLen(len(p.guest))
-		local[i] = unix.RemoteIovec{Base: p.local, Len: len(p.guest)}
+	for k := i; k < j; k++ {
+		p := &w.pieces[k]
+		w.guest[k].Base = &p.guest[0]
+		w.guest[k].SetLen(len(p.guest))
+		w.local[k] = unix.RemoteIovec{Base: p.local, Len: len(p.guest)}
 		total += len(p.guest)
 	}
 	transfer := unix.ProcessVMReadv // local to guest
-	if pieces[0].read {
+	if w.pieces[i].read {
 		transfer = unix.ProcessVMWritev
 	}
-	n, err := transfer(os.Getpid(), guest, local, 0)
+	n, err := transfer(os.Getpid(), w.guest[i:j], w.local[i:j], 0)
 	if err == nil && n == total {
 		return nil
 	}

@@ -22,6 +22,7 @@ type Door struct {
 	maps   map[uintptr]*mapping
 	ports  map[uint32]*port
 	queue  []*port // fired, enabled and not yet read
+	work   []*copyWork
 }
 
 type mapping struct {
@@ -212,7 +213,7 @@ func (d *Door) fire(p *port) {
 		p.queued = true
 		d.queue = append(d.queue, p)
 		if len(d.queue) == 1 {
-			addEventFD(d.fd)
+			d.m.signal(d.fd)
 		}
 	}
 }
@@ -222,7 +223,7 @@ func (d *Door) unqueue(p *port) {
 		if q == p {
 			d.queue = append(d.queue[:i], d.queue[i+1:]...)
 			if len(d.queue) == 0 {
-				drainEventFD(d.fd)
+				d.m.drain(d.fd)
 			}
 			break
 		}
@@ -249,7 +250,7 @@ func (d *Door) Pending(ports []uint32) (int, error) {
 	}
 	d.queue = append(d.queue[:0], d.queue[n:]...)
 	if n > 0 && len(d.queue) == 0 {
-		drainEventFD(d.fd)
+		d.m.drain(d.fd)
 	}
 	return n, nil
 }

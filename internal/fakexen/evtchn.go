@@ -67,20 +67,22 @@ func (p *port) send() {
 	case q.door != nil:
 		q.door.fire(q)
 	case q.fd >= 0:
-		addEventFD(q.fd)
+		p.dom.m.signal(q.fd)
 	}
 }
 
-// addEventFD makes an eventfd readable. A full counter already is.
-func addEventFD(fd int) {
-	var one [8]byte
-	binary.NativeEndian.PutUint64(one[:], 1)
-	_, _ = unix.Write(fd, one[:])
+// signal makes an eventfd readable; a full counter already is. The caller
+// holds the lock, which guards the word: under -race one on the stack would be
+// an allocation.
+func (m *Machine) signal(fd int) {
+	binary.NativeEndian.PutUint64(m.word[:], 1)
+	_, _ = unix.Write(fd, m.word[:])
 }
 
-func drainEventFD(fd int) bool {
-	var v [8]byte
-	_, err := unix.Read(fd, v[:])
+// drain makes an eventfd unreadable and reports whether it was readable. The
+// caller holds the lock.
+func (m *Machine) drain(fd int) bool {
+	_, err := unix.Read(fd, m.word[:])
 	return err == nil
 }
 
@@ -144,7 +146,7 @@ func (d *Domain) Pending(num uint32) bool {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
 	p := d.ports[num]
-	return p != nil && p.fd >= 0 && drainEventFD(p.fd)
+	return p != nil && p.fd >= 0 && d.m.drain(p.fd)
 }
 
 // ErrNoPort is returned for a wait on a port that the guest does not have.

@@ -26,6 +26,7 @@ type Machine struct {
 	copyStatus func(n int) int16
 	calls      map[string]int
 	copied     int // segments seen by copyStatus
+	word       [8]byte
 
 	stats counters
 }

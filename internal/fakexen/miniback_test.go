@@ -20,6 +20,7 @@ type miniback struct {
 	s     *Store
 	a     Attach
 	disk  []byte
+	page  []byte
 	bug   string
 	feats map[string]string
 	stop  chan struct{}
@@ -46,7 +47,7 @@ type miniring struct {
 func startBack(t *testing.T, m *Machine, a Attach, bug string, feats map[string]string) *miniback {
 	t.Helper()
 	x := m.Store()
-	b := &miniback{t: t, x: x, m: m, s: x.Store(0), a: a, disk: arena(t, 1<<20), bug: bug,
+	b := &miniback{t: t, x: x, m: m, s: x.Store(0), a: a, disk: arena(t, 1<<20), page: arena(t, PageSize), bug: bug,
 		feats: feats, stop: make(chan struct{})}
 	if err := b.s.Watch(a.FrontendPath(), "f"); err != nil {
 		t.Fatal(err)
@@ -221,7 +222,7 @@ func (b *miniback) answer(door *Door, r *miniring, req []byte) {
 		op, nr = req[1], int(le.Uint16(req[2:]))
 		segs = nil
 		for i := 0; i*segsPerIndirect < nr; i++ {
-			page := make([]byte, PageSize)
+			page := b.page // mapped: the stack may move under a Copy
 			c := []grant.CopySegment{{Source: packed(le.Uint32(req[r.lay.grefs+4*i:]), 0, 5), Dest: uint64(addressOf(page)), Len: PageSize, Flags: 1}}
 			if err := door.Copy(c); err != nil || c[0].Status != 0 {
 				status = StatusError
