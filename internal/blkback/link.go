@@ -44,6 +44,7 @@ type link struct {
 	ports  [maxQueues]uint32 // loop only: scratch for Pending
 	again  []func()          // per queue: its next turn, made once
 	parked []bool            // loop only: queues whose ring is broken
+	posted []bool            // loop only: queues whose next turn is posted
 
 	stopped bool          // loop only
 	idleC   chan struct{} // capacity 1: some queue has become idle
@@ -75,8 +76,12 @@ func (l *link) connectRing(nodes *frontNodes) (err error) {
 		q := newQueue(l, back, port)
 		l.queues = append(l.queues, q)
 		l.parked = append(l.parked, false)
+		l.posted = append(l.posted, false)
 		n := len(l.queues) - 1
-		l.again = append(l.again, func() { l.turn(n) })
+		l.again = append(l.again, func() {
+			l.posted[n] = false
+			l.turn(n)
+		})
 	}
 	// The ports are pending from the bind on, so the first look at the ring
 	// comes by itself.
@@ -116,9 +121,11 @@ func (l *link) Ready(uint32) {
 }
 
 // turn gives a queue its turn, and another one after the other devices had
-// theirs if it has more to do.
+// theirs if it has more to do. A turn that is posted already will see what an
+// event announces: were it given another one, a guest that keeps its ring full
+// and kicks would collect turns, each of which posts itself for ever.
 func (l *link) turn(n int) {
-	if l.stopped || l.parked[n] {
+	if l.stopped || l.parked[n] || l.posted[n] {
 		return
 	}
 	more, err := l.queues[n].turn()
@@ -128,6 +135,7 @@ func (l *link) turn(n int) {
 		return
 	}
 	if more {
+		l.posted[n] = true
 		l.loop.Post(l.again[n])
 	}
 }

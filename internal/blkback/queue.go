@@ -195,6 +195,11 @@ func (q *queue) runBatch(w *worker) {
 	}
 	more := q.queued > 0
 	q.mu.Unlock()
+	if n == 0 {
+		// Another worker took what this one was sent for. No record is
+		// ours, so busy does not hold the link for us: it may be closed.
+		return
+	}
 	if more {
 		q.task.Schedule()
 	}

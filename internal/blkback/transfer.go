@@ -3,9 +3,8 @@ package blkback
 import (
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"xen-disk/disk"
 	"xen-disk/grant"
@@ -32,15 +31,15 @@ type worker struct {
 }
 
 func newWorker() (*worker, error) {
-	buf, err := unix.Mmap(-1, 0, ring.MaxRequestBytes,
-		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	buf, err := syscall.Mmap(-1, 0, ring.MaxRequestBytes,
+		syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("map a worker's buffer: %w", err)
 	}
 	return &worker{buf: buf}, nil
 }
 
-func (w *worker) close() error { return unix.Munmap(w.buf) }
+func (w *worker) close() error { return syscall.Munmap(w.buf) }
 
 // serve carries out one request through the worker's buffer.
 func (l *link) serve(w *worker, r *ring.Request) ring.Status {
@@ -174,7 +173,7 @@ func (l *link) copyOne(r *ring.Request, segs []grant.CopySegment) ring.Status {
 }
 
 func (l *link) copyFailed(r *ring.Request, err error) ring.Status {
-	if errors.Is(err, unix.EFAULT) {
+	if errors.Is(err, syscall.EFAULT) {
 		// Only memory of a disk can fault: the worker's buffer cannot.
 		return l.diskFailed(r, fmt.Errorf("image page cannot be read or written: %w", err))
 	}
