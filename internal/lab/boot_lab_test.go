@@ -6,9 +6,12 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // machine is booted once and shared by all tests of the package.
@@ -19,10 +22,19 @@ func TestMain(m *testing.M) {
 }
 
 func runAll(m *testing.M) int {
+	if os.Getenv("LAB_TEST_STARTER") != "" {
+		return m.Run() // see TestQEMUDiesWithItsStarter
+	}
+	// go test may be killed: then this process must end too, and QEMU with it.
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "set death signal:", err)
+		return 1
+	}
 	start := time.Now()
 	log := func(s string) { fmt.Fprintf(os.Stderr, "lab: %6.2fs %s\n", time.Since(start).Seconds(), s) }
 	var err error
-	machine, err = Boot(context.Background(), Options{Log: log})
+	machine, err = Boot(context.Background(), Options{Log: log, Suite: os.Getenv("LAB_SUITE")})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -32,9 +44,10 @@ func runAll(m *testing.M) int {
 	return m.Run()
 }
 
-// testContext ends with the test, or after a minute.
+// testContext ends with the test, or after minutes: an idle machine needs
+// seconds, but several may share its cores.
 func testContext(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -72,7 +72,8 @@ func (d *Dom0) fail(err error) {
 
 func (d *Dom0) waitHello(ctx context.Context) error {
 	failed := make(chan error, 1)
-	d.register(func(m wire.Message) { failed <- errors.New(m.Text) })
+	id := d.register(func(m wire.Message) { failed <- errors.New(m.Text) })
+	defer d.forget(id)
 	select {
 	case <-d.hello:
 		return nil
@@ -126,6 +127,7 @@ type Process struct {
 
 	started chan struct{} // closed when pid is known, or the process failed
 	exited  chan struct{} // closed when code or err is known
+	mu      sync.Mutex    // held by event
 	pid     int
 	code    int
 	err     error
@@ -192,9 +194,16 @@ func (d *Dom0) StartCommand(ctx context.Context, c Command) (*Process, error) {
 	return p, nil
 }
 
-// event takes what the agent says of the process; only the receiver calls it,
-// or whoever fails the whole dom0.
+// event takes what the agent says of the process. Both the receiver and
+// whoever fails the whole dom0 call it.
 func (p *Process) event(m wire.Message) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.exited:
+		return
+	default:
+	}
 	switch m.Ev {
 	case wire.EvStarted:
 		p.pid = m.Code
@@ -313,7 +322,7 @@ func (d *Dom0) GetFile(ctx context.Context, path string) ([]byte, error) {
 
 // call sends a request and waits for done, gathering the data on the way.
 func (d *Dom0) call(ctx context.Context, m wire.Message) (data []byte, err error) {
-	done := make(chan error, 1)
+	done := make(chan error, 2) // its own end, and that of the whole dom0
 	m.ID = d.register(func(ev wire.Message) {
 		switch ev.Ev {
 		case wire.EvOut:

@@ -13,8 +13,7 @@ import (
 
 // The guest's console carries jobs one way and results the other (see
 // init/guest.sh). A result is lines of base64, each marked with the job and
-// its number, and one last line with the exit code, the length and the sum of
-// it all. Whatever else is printed between or inside of them is skipped; a
+// its number, and one last line with the exit code and the sum of it all. Whatever else is printed between or inside of them is skipped; a
 // result with holes is asked for again.
 
 // maxPrints is how often a result is asked for before Run gives up: the
@@ -75,7 +74,7 @@ func (g *Guest) MustRun(ctx context.Context, script string) (output string, err 
 func jobLines(id, script string) string {
 	text := base64.StdEncoding.EncodeToString([]byte(script))
 	var b strings.Builder
-	for at := 0; at < len(text); at += scriptChunk {
+	for at := 0; at == 0 || at < len(text); at += scriptChunk {
 		fmt.Fprintf(&b, "w %s %s\n", id, text[at:min(at+scriptChunk, len(text))])
 	}
 	fmt.Fprintf(&b, "x %s\n", id)
@@ -103,7 +102,7 @@ func parseJob(text, id string) jobResult {
 		}
 		lines[n] = m[2]
 	}
-	end := regexp.MustCompile(`<` + regexp.QuoteMeta(id) + `:end:(\d+):(\d+):([0-9a-f]{16})>`)
+	end := regexp.MustCompile(`<` + regexp.QuoteMeta(id) + `:end:(\d+):([0-9a-f]{16})>`)
 	for _, m := range end.FindAllStringSubmatch(text, -1) {
 		r.ends++
 		var b strings.Builder
@@ -114,7 +113,7 @@ func parseJob(text, id string) jobResult {
 		sum := sha256.Sum256(data)
 		r.output = string(data)
 		r.code, _ = strconv.Atoi(m[1])
-		if m[2] == strconv.Itoa(len(data)) && m[3] == hex.EncodeToString(sum[:])[:16] {
+		if m[2] == hex.EncodeToString(sum[:])[:16] {
 			r.whole = true
 			return r
 		}

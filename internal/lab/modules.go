@@ -13,9 +13,10 @@ import (
 
 // module is one kernel module, uncompressed, with its direct needs.
 type module struct {
-	name string // as the kernel spells it: with underscores
-	data []byte
-	deps []string
+	name    string // as the kernel spells it: with underscores
+	data    []byte
+	deps    []string
+	aliases []string // what the kernel asks for, "fs-ext3"
 }
 
 // moduleName gives the kernel's spelling of a module's or a file's name.
@@ -88,16 +89,16 @@ func (l *moduleLoader) load(name string) error {
 	if err != nil {
 		return fmt.Errorf("read module %s: %w", name, err)
 	}
-	deps, err := moduleDeps(data)
-	if err != nil {
+	m := module{name: name, data: data}
+	if err := m.readInfo(); err != nil {
 		return fmt.Errorf("read module %s: %w", name, err)
 	}
-	for _, dep := range deps {
+	for _, dep := range m.deps {
 		if err := l.load(dep); err != nil {
 			return fmt.Errorf("%w, needed by %s", err, name)
 		}
 	}
-	l.order = append(l.order, module{name: name, data: data, deps: deps})
+	l.order = append(l.order, m)
 	return nil
 }
 
@@ -109,32 +110,45 @@ func readModule(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// moduleDeps reads the "depends" of a module's .modinfo section, which is a
-// row of key=value strings that end in NUL.
-func moduleDeps(data []byte) ([]string, error) {
-	f, err := elf.NewFile(bytes.NewReader(data))
+// readInfo reads the module's .modinfo section, which is a row of key=value
+// strings that end in NUL.
+func (m *module) readInfo() error {
+	f, err := elf.NewFile(bytes.NewReader(m.data))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	section := f.Section(".modinfo")
 	if section == nil {
-		return nil, fmt.Errorf("find .modinfo: no such section")
+		return fmt.Errorf("find .modinfo: no such section")
 	}
 	info, err := section.Data()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var deps []string
-	for _, field := range bytes.Split(info, []byte{0}) {
-		list, ok := strings.CutPrefix(string(field), "depends=")
-		if !ok || list == "" {
-			continue
-		}
-		for _, dep := range strings.Split(list, ",") {
-			deps = append(deps, moduleName(dep))
+	for _, field := range strings.Split(string(info), "\x00") {
+		key, value, _ := strings.Cut(field, "=")
+		switch {
+		case key == "alias":
+			m.aliases = append(m.aliases, value)
+		case key == "depends" && value != "":
+			for _, dep := range strings.Split(value, ",") {
+				m.deps = append(m.deps, moduleName(dep))
+			}
 		}
 	}
-	return deps, nil
+	return nil
+}
+
+// modulesAlias writes the index for what the kernel asks modprobe for by
+// another name: a file system, a checksum.
+func modulesAlias(mods []module) string {
+	var b strings.Builder
+	for _, m := range mods {
+		for _, alias := range m.aliases {
+			fmt.Fprintf(&b, "alias %s %s\n", alias, m.name)
+		}
+	}
+	return b.String()
 }
 
 // modulesDep writes the text index that busybox modprobe reads: one line a

@@ -127,6 +127,7 @@ func (p packer) image(img image, release string) (err error) {
 		t.file(dir+m.name+".ko", 0o644, m.data)
 	}
 	t.file(dir+"modules.dep", 0o644, []byte(modulesDep(mods)))
+	t.file(dir+"modules.alias", 0o644, []byte(modulesAlias(mods)))
 	for path, source := range img.scripts {
 		if err := t.script(path, source); err != nil {
 			return err
@@ -174,6 +175,7 @@ func (p packer) programs(t tree, img image) error {
 		t.link("usr/lib/busybox/"+applet, "/usr/bin/busybox")
 	}
 	t.link("usr/bin/sh", "dash")
+	t.link("usr/sbin/modprobe", "/usr/bin/busybox") // the kernel calls this path
 	return nil
 }
 
@@ -227,6 +229,7 @@ func (t tree) skeleton() {
 	t.link("var/lock", "/run/lock")
 	t.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n"))
 	t.file("etc/group", 0o644, []byte("root:x:0:\n"))
+	t.file("etc/filesystems", 0o644, []byte("ext4\next3\next2\n")) // what mount tries
 }
 
 // canonical moves the paths of the four merged directories below usr.
