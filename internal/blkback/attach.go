@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"xen-disk/xs"
 )
@@ -22,14 +23,32 @@ var ErrVdevTaken = errors.New("virtual device is in use")
 // (libxl_device.c, libxl__device_generic_add). A devid of zero asks for the
 // next free xvd. It returns the devid taken.
 func writeNodes(conn *xs.Conn, own uint32, spec *Spec) (devid uint32, err error) {
+	// A domain may have gone since it was looked for; nodes written for it
+	// would stay. The transaction fails if it goes meanwhile.
+	alive, err := conn.IsDomainIntroduced(spec.Domid)
+	if err != nil {
+		return 0, err
+	}
+	if !alive {
+		return 0, ErrNoDomain
+	}
 	err = conn.Transaction(func(tx *xs.Tx) error {
+		_, err := tx.Read(fmt.Sprintf("/local/domain/%d", spec.Domid))
+		if errors.Is(err, fs.ErrNotExist) {
+			return ErrNoDomain
+		}
+		if err != nil {
+			return err
+		}
 		used, err := usedDevids(tx, spec.Domid)
 		if err != nil {
 			return err
 		}
 		devid = spec.Devid
 		if devid == 0 {
-			devid = nextXVD(used)
+			if devid, err = nextXVD(used); err != nil {
+				return err
+			}
 		}
 		for _, d := range used {
 			if d == devid {
@@ -37,6 +56,10 @@ func writeNodes(conn *xs.Conn, own uint32, spec *Spec) (devid uint32, err error)
 			}
 		}
 		p := pathsOf(own, Kind, spec.Domid, devid)
+		// What the guest said of an earlier device of that number.
+		if err := tx.Rm(p.frontErr); err != nil {
+			return err
+		}
 		guest := xs.Perm{Domid: spec.Domid}
 		self := xs.Perm{Domid: own}
 		readable := func(p xs.Perm) xs.Perm { p.Access = xs.AccessRead; return p }
@@ -128,7 +151,7 @@ func usedDevids(tx *xs.Tx, domid uint32) ([]uint32, error) {
 // removeNodes deletes what writeNodes made, and the directories above that
 // are empty then. What is gone already is no error.
 func removeNodes(conn *xs.Conn, p *paths) error {
-	return conn.Transaction(func(tx *xs.Tx) error {
+	err := conn.Transaction(func(tx *xs.Tx) error {
 		for _, path := range []string{p.front, p.back, p.err} {
 			if err := remove(tx, path); err != nil {
 				return err
@@ -136,6 +159,12 @@ func removeNodes(conn *xs.Conn, p *paths) error {
 		}
 		return nil
 	})
+	if !errors.Is(err, syscall.EAGAIN) {
+		return err
+	}
+	// Others do not let a transaction through. What is above may be left
+	// empty, and is harmless.
+	return errors.Join(conn.Rm(p.front), conn.Rm(p.back), conn.Rm(p.err))
 }
 
 // remove deletes a path, and above it what is empty then, as libxl does

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -46,6 +47,9 @@ type Backend struct {
 	own     uint32 // our domain
 	release *xs.Watch
 
+	forcedDrain time.Duration // a test's may be shorter
+	late        atomic.Int32  // calls of await that have not returned
+
 	mu   sync.Mutex
 	vbds map[*VBD]struct{}
 }
@@ -55,7 +59,7 @@ func New(c Config) (*Backend, error) {
 	if c.Workers == 0 {
 		c.Workers = Workers
 	}
-	b := &Backend{conn: c.Conn, loop: c.Loop, openXen: c.OpenXen, log: c.Log, vbds: map[*VBD]struct{}{}}
+	b := &Backend{conn: c.Conn, loop: c.Loop, openXen: c.OpenXen, log: c.Log, forcedDrain: forcedDrain, vbds: map[*VBD]struct{}{}}
 	own, err := ownDomid(c.Conn)
 	if err != nil {
 		return nil, err
@@ -138,9 +142,14 @@ func (b *Backend) wakeAll() {
 	}
 }
 
-// Close ends the Backend. Every VBD must be Done.
+// Close ends the Backend. Every VBD must be Done. A disk that a forced end
+// left behind, still hanging, is an error: the pool and its buffers are left
+// to the process' end then.
 func (b *Backend) Close() error {
 	b.release.Close()
+	if n := b.late.Load(); n > 0 {
+		return fmt.Errorf("%d disks hang: %w", n, errBusy)
+	}
 	b.pool.Close()
 	return b.closeWorkers()
 }

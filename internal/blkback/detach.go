@@ -12,9 +12,7 @@ import (
 // libxl__initiate_device_generic_remove): online=0 and Closing, in one
 // transaction. The frontend sees Closing and lets go when it can.
 func (v *VBD) requestDetach() error {
-	v.asked = true
-	v.emit(Event{Kind: EventDetaching})
-	return v.b.conn.Transaction(func(tx *xs.Tx) error {
+	err := v.b.conn.Transaction(func(tx *xs.Tx) error {
 		state, exists, err := readState(tx, v.paths.back)
 		if err != nil || !exists {
 			return err
@@ -27,24 +25,85 @@ func (v *VBD) requestDetach() error {
 		}
 		return tx.Write(v.paths.back+"/state", xs.StateClosing.Value())
 	})
+	if err != nil {
+		return err // wait comes back here
+	}
+	v.asked = true
+	v.emit(Event{Kind: EventDetaching})
+	return nil
 }
 
-// disconnect drops the ring after every request on it was answered.
-func (v *VBD) disconnect() error {
+// disconnect drops the ring after every request on it was answered. It
+// reports false where the end of the vbd came first; finish does the rest.
+func (v *VBD) disconnect() bool {
 	l := v.link
 	if l == nil {
-		return nil
+		return true
 	}
 	l.stop()
-	if err := l.drain(nil, v.force); err != nil {
-		// Only a forced detach interrupts; finish does the rest.
-		return nil
+	lost := v.b.conn.Done()
+	for l.busy() > 0 {
+		select {
+		case <-l.idleC:
+		case <-v.force:
+			return false
+		case <-lost:
+			lost = nil // nobody will tell of an end, but the drain goes on
+		case <-v.poke:
+			// A guest that is destroyed while a slow disk drains would
+			// else stay a zombie for as long as that takes.
+			if now, err := v.look(); err == nil && decide(now) == stepFinish {
+				return false
+			}
+		}
 	}
 	v.setLink(nil, nil)
-	if err := v.spec.Disk.Flush(); err != nil {
+	// The guest's pages go back before the disk is asked for anything more.
+	if err := l.close(); err != nil {
+		v.log.Error().Err(err).Msg("cannot close the door to the hypervisor")
+	}
+	if err := v.await(v.spec.Disk.Flush); err != nil {
 		v.log.Error().Err(err).Msg("cannot flush the disk as the guest lets go")
 	}
-	return l.close()
+	return true
+}
+
+// await runs what hangs for as long as the disk does. A forced end leaves it
+// behind after a while, to a goroutine that ends with the disk's answer.
+func (v *VBD) await(f func() error) error {
+	done := make(chan error, 1)
+	v.b.late.Add(1)
+	go func() {
+		err := f()
+		v.b.late.Add(-1)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-v.force:
+	}
+	giveUp := time.NewTimer(v.b.forcedDrain)
+	defer giveUp.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-giveUp.C:
+		return errBusy
+	}
+}
+
+// release closes the disk, and before it the door where cut had to leave it
+// open because a worker was still inside.
+func (v *VBD) release() error {
+	l := v.link
+	return v.await(func() error {
+		var err error
+		if l != nil {
+			err = errors.Join(l.drain(nil, nil), l.close())
+		}
+		return errors.Join(err, v.spec.Disk.Close())
+	})
 }
 
 // cut drops the ring at once: nobody is left to be answered. The guest's
@@ -57,7 +116,7 @@ func (v *VBD) cut() error {
 	}
 	l.stop()
 	err := l.sever()
-	giveUp := time.NewTimer(forcedDrain)
+	giveUp := time.NewTimer(v.b.forcedDrain)
 	defer giveUp.Stop()
 	if drainErr := l.drain(giveUp.C, nil); drainErr != nil {
 		// The door stays open: a worker may still be at it.
@@ -99,11 +158,21 @@ func (v *VBD) abandon(cause error) error {
 func (v *VBD) fatal(cause error) error {
 	v.guest.Warn().Err(cause).Msg("cannot serve the frontend")
 	v.emit(Event{Kind: EventRefused, Err: cause})
-	if err := v.b.conn.Write(v.paths.err+"/error", cause.Error()); err != nil {
+	text := cause.Error()
+	if err := v.b.conn.Write(v.paths.err+"/error", text[:min(len(text), maxErrorBytes)]); err != nil {
+		v.guest.Error().Err(err).Msg("cannot write the error node")
+	}
+	back, exists, err := readState(v.b.conn, v.paths.back)
+	if err != nil || !exists || back == xs.StateClosed {
 		return err
 	}
-	return v.setState(xs.StateClosing)
+	_, err = v.move(back, xs.StateClosing)
+	return err
 }
+
+// maxErrorBytes bounds an error node: what a message of xenstore can hold is
+// 4096 bytes with the path.
+const maxErrorBytes = 1024
 
 // waiting tells the caller what the vbd waits for, once for each reason.
 func (v *VBD) waiting(now view) {

@@ -17,6 +17,10 @@ import (
 // death is announced by @releaseDomain, but that can be lost (XSA-325).
 const recheck = 30 * time.Second
 
+// retry is how long a vbd waits after xenstore refused a request (short of
+// memory, or a transaction that others did not let through) before another.
+const retry = time.Second
+
 // Spec says what to attach where.
 type Spec struct {
 	Domid uint32
@@ -48,6 +52,7 @@ type VBD struct {
 	// The control goroutine's own.
 	watches  []*xs.Watch
 	asked    bool // detach was carried out
+	gone     bool // look saw it once: what a guest makes anew is not ours
 	link     *link
 	nodes    *frontNodes // the rings that link serves
 	lastWait string
@@ -115,7 +120,7 @@ func (v *VBD) run() {
 	for _, w := range v.watches {
 		w.Close()
 	}
-	v.err = errors.Join(err, v.spec.Disk.Close())
+	v.err = errors.Join(err, v.release())
 	close(v.done)
 }
 
@@ -132,23 +137,29 @@ func (v *VBD) control() error {
 			if st == stepWait {
 				v.waiting(now)
 				err = v.wait(timer.C)
-			} else if err = v.take(st); err != nil && v.b.conn.Err() == nil {
-				err = v.fatal(err)
+			} else {
+				err = v.take(st, now.back)
 			}
-		} else if v.b.conn.Err() == nil {
-			// xenstored is short of memory, say: ask again later.
-			v.log.Error().Err(err).Msg("cannot read the state nodes")
-			err = v.wait(timer.C)
 		}
 		if v.b.conn.Err() != nil {
 			return v.abandon(v.b.conn.Err())
 		}
 		if err != nil {
-			v.log.Error().Err(err).Msg("cannot write the state nodes")
-			if err := v.wait(timer.C); err != nil {
-				v.log.Error().Err(err).Msg("cannot write the state nodes")
-			}
+			// Nothing is lost: the nodes say what is to be done yet.
+			v.guest.Error().Err(err).Msg("xenstore refuses; trying again")
+			v.pause()
 		}
+	}
+}
+
+// pause waits before xenstore is asked again.
+func (v *VBD) pause() {
+	timer := time.NewTimer(retry)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-v.force:
+	case <-v.b.conn.Done():
 	}
 }
 
@@ -198,7 +209,8 @@ func (v *VBD) look() (view, error) {
 		return now, err
 	}
 	now.front, now.back, now.online = front, back, online == "1"
-	now.gone = !frontExists || !backExists || !alive
+	v.gone = v.gone || !frontExists || !backExists || !alive
+	now.gone = v.gone
 	if v.link != nil && front == xs.StateInitialised && !now.gone {
 		nodes, err := readFront(conn, v.paths.front)
 		// A frontend with bad nodes has not published another ring.
@@ -207,43 +219,52 @@ func (v *VBD) look() (view, error) {
 	return now, nil
 }
 
-func (v *VBD) take(st step) error {
-	if st == stepClosing {
-		v.emit(Event{Kind: EventClosing})
-		return v.setState(xs.StateClosing)
-	}
-	if st == stepConnect {
-		return v.connect()
-	}
-	// The other steps drop the ring first.
-	if err := v.disconnect(); err != nil || v.link != nil {
+// take takes a step; back is our state as look saw it. An error is xenstore's.
+func (v *VBD) take(st step, back xs.State) error {
+	switch st {
+	case stepConnect:
+		return v.connect(back)
+	case stepClosing:
+		moved, err := v.move(back, xs.StateClosing)
+		if moved {
+			v.emit(Event{Kind: EventClosing})
+		}
 		return err
 	}
+	// The other steps drop the ring first.
+	if !v.disconnect() {
+		return nil
+	}
+	var err error
 	switch st {
 	case stepOffer:
-		return v.offer()
+		err = v.offer(back)
 	case stepClosed:
-		return v.setState(xs.StateClosed)
+		_, err = v.move(back, xs.StateClosed)
 	}
-	return nil
+	return err
 }
 
 // offer writes what frontends read before they publish a ring, then InitWait.
 // Indirect segments, larger rings and more queues will be offered here.
-func (v *VBD) offer() error {
-	return v.setState(xs.StateInitWait)
+func (v *VBD) offer(back xs.State) error {
+	_, err := v.move(back, xs.StateInitWait)
+	return err
 }
 
 // connect maps the frontend's ring and starts to serve it.
-func (v *VBD) connect() error {
-	nodes, err := readFront(v.b.conn, v.paths.front)
-	if err != nil {
+func (v *VBD) connect(back xs.State) error {
+	info := v.spec.Disk.Info()
+	if err := v.describe(info); err != nil {
 		return err
 	}
-	info := v.spec.Disk.Info()
+	nodes, err := readFront(v.b.conn, v.paths.front)
+	if err != nil {
+		return v.fatal(err)
+	}
 	door, err := v.b.openXen()
 	if err != nil {
-		return err
+		return v.fatal(err)
 	}
 	l := &link{
 		domid: uint16(v.spec.Domid), xen: door, disk: v.spec.Disk,
@@ -253,17 +274,19 @@ func (v *VBD) connect() error {
 		loop: v.b.loop, pool: v.b.pool, workers: v.b.workers,
 		log: v.guest, report: v.report,
 	}
-	if err := v.describe(info); err != nil {
-		return errors.Join(err, door.Close())
-	}
 	if err := l.connectRing(nodes); err != nil {
-		return err
+		return v.fatal(err)
 	}
 	v.setLink(l, nodes)
-	if err := v.setState(xs.StateConnected); err != nil {
+	moved, err := v.move(back, xs.StateConnected)
+	if err != nil {
+		v.disconnect()
+	}
+	if !moved {
 		return err
 	}
-	v.log.Info().Stringer("protocol", nodes.abi).Msg("connected")
+	// A guest can come and go as often as it likes.
+	v.guest.Info().Stringer("protocol", nodes.abi).Msg("connected")
 	v.emit(Event{Kind: EventConnected, Protocol: nodes.abi.String(), Slots: l.queues[0].back.Size()})
 	return nil
 }
@@ -313,10 +336,23 @@ func physicalSector(info disk.Info) int {
 	return n
 }
 
-// setState writes our state node, which the frontend watches.
-func (v *VBD) setState(s xs.State) error {
-	v.log.Debug().Stringer("state", s).Msg("backend state")
-	return v.b.conn.Write(v.paths.back+"/state", s.Value())
+// move writes our state node, which the frontend watches, unless it is no
+// longer what look saw. The toolstack writes it too, to detach: Closing must
+// not be lost under our Connected, nor a directory that was removed be made
+// anew by a write into it.
+func (v *VBD) move(from, to xs.State) (moved bool, err error) {
+	err = v.b.conn.Transaction(func(tx *xs.Tx) error {
+		moved = false
+		now, exists, err := readState(tx, v.paths.back)
+		if err != nil || !exists || now != from {
+			return err
+		}
+		moved = true
+		return tx.Write(v.paths.back+"/state", to.Value())
+	})
+	moved = moved && err == nil
+	v.log.Debug().Stringer("state", to).Bool("moved", moved).Msg("backend state")
+	return moved, err
 }
 
 // report is how the loop says that it gave up on the ring.
@@ -335,8 +371,11 @@ func (v *VBD) setLink(l *link, nodes *frontNodes) {
 		v.total.add(&s)
 	}
 	v.link, v.nodes, v.live = l, nodes, l
+	if l != nil {
+		return // it may have reported already
+	}
 	select {
-	case <-v.reports: // of the link before
+	case <-v.reports: // of the link that is no more
 	default:
 	}
 }

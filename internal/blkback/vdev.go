@@ -102,15 +102,18 @@ func split(devid uint32) (space string, disk, part uint32) {
 // nextXVD picks the disk after the highest one in use, as the original
 // xen-disk did. A number that any of hd, sd and xvd uses counts: in an HVM
 // guest hda and xvda are the same disk.
-func nextXVD(used []uint32) uint32 {
+func nextXVD(used []uint32) (devid uint32, err error) {
 	next := uint32(0)
 	for _, devid := range used {
 		if space, disk, _ := split(devid); space != "" && disk+1 > next {
 			next = disk + 1
 		}
 	}
-	devid, _ := number("xvd", next, 0)
-	return devid
+	devid, ok := number("xvd", next, 0)
+	if !ok {
+		return 0, fmt.Errorf("no device number is left after %s", VdevName(extendedFlag|maxDisk<<8))
+	}
+	return devid, nil
 }
 
 // diskNumber reads a, b, ... z, aa, ab, ... as 0, 1, ...

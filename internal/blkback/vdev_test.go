@@ -46,7 +46,8 @@ func TestNextXVD(t *testing.T) {
 		{"past the sixteenth", []uint32{202<<8 | 15<<4}, "xvdq"},
 		{"a number of no known space", []uint32{1}, "xvda"},
 	} {
-		if got := VdevName(nextXVD(c.used)); got != c.want {
+		devid, err := nextXVD(c.used)
+		if got := VdevName(devid); err != nil || got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}
