@@ -128,6 +128,11 @@ func (p packer) image(img image, release string) (err error) {
 	}
 	t.file(dir+"modules.dep", 0o644, []byte(modulesDep(mods)))
 	t.file(dir+"modules.alias", 0o644, []byte(modulesAlias(mods)))
+	builtin, err := os.ReadFile(filepath.Join(moduleDir(p.root, release), "modules.builtin"))
+	if err != nil {
+		return err
+	}
+	t.file(dir+"modules.builtin", 0o644, builtin) // modprobe of these succeeds
 	for path, source := range img.scripts {
 		if err := t.script(path, source); err != nil {
 			return err
