@@ -144,9 +144,11 @@ func (b *Back) Publish() (notify bool) {
 		return false
 	}
 	b.published = now
-	// The store is xen_wmb and, before the load of rsp_event, xen_mb: Go's
-	// atomics are sequentially consistent (go.dev/ref/mem).
-	b.rspProd.Store(now)
+	// xen_wmb before the store, and xen_mb between it and the load of
+	// rsp_event: Go's atomics are sequentially consistent (go.dev/ref/mem).
+	// Swap is what Store is on amd64 (XCHG); a Store of a -race build is a
+	// plain MOV there, which the load may overtake: a lost notification.
+	b.rspProd.Swap(now)
 	return now-b.rspEv.Load() < now-old
 }
 
@@ -154,6 +156,6 @@ func (b *Back) Publish() (notify bool) {
 // whether one is there already, in which case no event may come and the
 // caller must look again (ring.h, RING_FINAL_CHECK_FOR_REQUESTS).
 func (b *Back) Rearm() (more bool) {
-	b.reqEv.Store(b.reqCons + 1)
+	b.reqEv.Swap(b.reqCons + 1) // xen_mb, as in Publish
 	return b.reqProd.Load() != b.reqCons
 }

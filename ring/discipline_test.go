@@ -226,10 +226,15 @@ func TestOurIndicesArePrivate(t *testing.T) {
 		for i := range uint32(100) {
 			f.rspCons = f.reqPvt // this frontend knows by itself
 			pullN(t, f, b, 1)
-			word(f.mem, 8).Store(i * 0x9e3779b9)
+			liars := []uint32{i * 0x9e3779b9, start + i + 1, start + i + 2}
+			word(f.mem, 8).Store(liars[i%3])
 			word(f.mem, 4).Store(i * 0x85ebca6b)
 			putN(b, 1)
-			b.Publish()
+			asked := i%2 == 0
+			word(f.mem, 12).Store(start + i + i%2*2 + 1)
+			if notify := b.Publish(); notify != asked {
+				t.Fatalf("response %d: got notify %v, want %v", i, notify, asked)
+			}
 			if got, want := word(f.mem, 8).Load(), start+i+1; got != want {
 				t.Fatalf("rsp_prod: got %d, want %d", got, want)
 			}

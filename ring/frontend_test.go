@@ -3,6 +3,7 @@ package ring_test
 import (
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -17,6 +18,11 @@ var abis = []ring.ABI{ring.X86_32, ring.X86_64}
 
 // ringSlots is __RING_SIZE by pages; both ABIs have the same.
 var ringSlots = map[int]uint32{1: 32, 2: 64, 4: 128, 8: 256, 16: 512}
+
+// is32 says whether an ABI aligns u64 to four bytes.
+func is32(abi ring.ABI) bool {
+	return abi == ring.X86_32 || abi == ring.Native && runtime.GOARCH == "386"
+}
 
 // mapRing returns pages that are mapped, not allocated: the race detector
 // leaves them alone, as it leaves grants alone.
@@ -68,7 +74,7 @@ type front struct {
 func newFront(mem []byte, abi ring.ABI, start uint32) *front {
 	f := &front{mem: mem, abi: abi, size: ringSlots[len(mem)/4096], reqEvent: 4, rspIdx: 8}
 	f.slotBytes, f.idAt, f.sectAt, f.segAt = 112, 8, 16, 24
-	if abi == ring.X86_32 {
+	if is32(abi) {
 		f.slotBytes, f.idAt, f.sectAt, f.segAt = 108, 4, 12, 20
 	}
 	f.reqPvt, f.rspCons, f.reqPushed = start, start, start
@@ -110,11 +116,12 @@ func (f *front) put(w wire) {
 	f.reqPvt++
 }
 
-// push is RING_PUSH_REQUESTS_AND_CHECK_NOTIFY.
+// push is RING_PUSH_REQUESTS_AND_CHECK_NOTIFY. Its xen_mb is a Swap, since a
+// Store is none in a -race build.
 func (f *front) push() (notify bool) {
 	old := f.reqPushed
 	f.reqPushed = f.reqPvt
-	word(f.mem, 0).Store(f.reqPvt)
+	word(f.mem, 0).Swap(f.reqPvt)
 	return f.reqPvt-word(f.mem, f.reqEvent).Load() < f.reqPvt-old
 }
 
@@ -144,7 +151,7 @@ func (f *front) take() ([]response, error) {
 
 // arm is RING_FINAL_CHECK_FOR_RESPONSES.
 func (f *front) arm() (more bool) {
-	word(f.mem, 12).Store(f.rspCons + 1)
+	word(f.mem, 12).Swap(f.rspCons + 1)
 	return word(f.mem, f.rspIdx).Load() != f.rspCons
 }
 

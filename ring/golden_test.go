@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -241,11 +242,23 @@ func TestABIStrings(t *testing.T) {
 	if ring.X86_32.String() != "x86_32-abi" || ring.X86_64.String() != "x86_64-abi" {
 		t.Error("the protocol node's values are those of xen/io/protocols.h")
 	}
-	if _, err := ring.ParseABI("arm-abi"); err != nil {
-		t.Error(err)
+	if got, err := ring.ParseABI("arm-abi"); err != nil || got != ring.Native {
+		t.Errorf("ParseABI(arm-abi): got %v, %v", got, err)
 	}
-	if _, err := ring.ParseABI(""); err != nil {
-		t.Errorf("a frontend without protocol node (gnumach): %v", err)
+	// What a machine calls its own, and what it takes a frontend without
+	// protocol node (gnumach) to be.
+	native, none := "arm-abi", "arm-abi"
+	switch runtime.GOARCH {
+	case "386":
+		native, none = "x86_32-abi", "x86_32-abi"
+	case "amd64":
+		native, none = "x86_64-abi", "x86_32-abi"
+	}
+	if got := ring.Native.String(); got != native {
+		t.Errorf("native: got %s, want %s", got, native)
+	}
+	if got, err := ring.ParseABI(""); err != nil || got.String() != none {
+		t.Errorf("ParseABI of nothing: got %v, %v, want %s", got, err, none)
 	}
 	for _, lie := range []string{"x86_64-abi ", "X86_64-ABI", "\x00", strings.Repeat("x", 4096)} {
 		_, err := ring.ParseABI(lie)

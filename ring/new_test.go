@@ -23,7 +23,7 @@ func TestSlots(t *testing.T) {
 				t.Errorf("Size of %d pages, %v: got %d, want %d", pages, abi, got, want)
 			}
 		}
-		for _, pages := range []int{0, -1, math.MinInt / 4096} {
+		for _, pages := range []int{0, -1, -100_000} {
 			if got := ring.Slots(pages, abi); got != 0 {
 				t.Errorf("Slots(%d, %v): got %d, want 0", pages, abi, got)
 			}
