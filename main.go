@@ -7,4 +7,8 @@ import (
 	"xen-disk/internal/cli"
 )
 
-func main() { os.Exit(cli.Main(os.Args[1:])) }
+// commit is what was built. The linker sets it (Makefile, -X main.commit=) and
+// nothing writes to it afterwards.
+var commit string
+
+func main() { os.Exit(cli.Main(os.Args[1:], commit)) }

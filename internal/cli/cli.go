@@ -5,14 +5,21 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"xen-disk/internal/blkback"
+	"xen-disk/reactor"
 	"xen-disk/xs"
 )
+
+// release is the version that --version prints; the commit says more.
+const release = "0.1.0"
 
 // commands is the whole command line.
 type commands struct {
@@ -26,32 +33,46 @@ type commands struct {
 type environment struct {
 	stdout, stderr io.Writer
 	log            zerolog.Logger
-	euid           int
+	version        string
+	now            func() time.Time
 	onXen          func() bool
 	dial           func() (*xs.Conn, error)
 	openXen        func() (blkback.Xen, error)
+	// signals calls f on the loop for each signal that asks for an end.
+	signals func(loop *reactor.Loop, f func(os.Signal))
+	// ready prepares the process to serve disks.
+	ready func()
 }
 
-// Main runs the command line and returns the exit code.
-func Main(args []string) int {
+// Main runs the command line and returns the exit code. The commit is what
+// the linker was told, or empty.
+func Main(args []string, commit string) int {
 	return run(args, &environment{
-		stdout: os.Stdout, stderr: os.Stderr, euid: os.Geteuid(),
+		stdout: os.Stdout, stderr: os.Stderr, version: version(commit), now: time.Now,
 		onXen: onXen, dial: xs.Dial, openXen: openDoor,
+		signals: signals, ready: ready,
 	})
 }
 
 const description = `Attach virtual disks to running Xen virtual machines.
 
-Run it in dom0 (or a driver domain), as root.`
+Run it in dom0 or in a driver domain, as root.
+
+Examples:
+  xen-disk connect debian
+  xen-disk connect debian --path disk.raw
+
+Exit codes:
+  0 ok  1 failed  2 usage  3 not found  4 busy  5 guest  9 no Xen`
 
 func run(args []string, env *environment) int {
 	var cmds commands
 	exit := -1
 	parser, err := kong.New(&cmds,
 		kong.Name("xen-disk"), kong.Description(description),
-		kong.Vars{"version": version()}, kong.Writers(env.stdout, env.stderr),
+		kong.Vars{"version": env.version}, kong.Writers(env.stdout, env.stderr),
 		kong.Exit(func(code int) { exit = code }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true}))
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, WrapUpperBound: columns}))
 	if err != nil {
 		panic(err) // the struct above is wrong
 	}
@@ -93,21 +114,22 @@ func newLog(w io.Writer, verbose bool) zerolog.Logger {
 }
 
 func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
-// version is what the build knows of itself.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "xen-disk (unknown build)"
-	}
-	text := "xen-disk " + info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			text += " (" + s.Value + ")"
+// version says what was built, by what the linker or the go command knows.
+func version(commit string) string {
+	if info, ok := debug.ReadBuildInfo(); ok && commit == "" {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				commit = s.Value
+			}
 		}
 	}
-	return text
+	if commit == "" {
+		commit = "unknown"
+	}
+	return fmt.Sprintf("xen-disk %s (commit %s, %s, %s/%s)",
+		release, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

@@ -5,25 +5,37 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"xen-disk/disk"
-	"xen-disk/grant"
 	"xen-disk/internal/blkback"
 )
 
-// Exit codes, the same for every command. README.md has the table.
+// Exit codes, the same for every command; README.md has this table too.
+//
+//	0  ok        the disk was attached, and detached in order; or the virtual
+//	             machine that had it went away
+//	1  failed    anything without a code of its own: not root, an image that
+//	             cannot be read, xenstore lost while a disk was attached
+//	2  usage     the command line is wrong, or names what cannot be a disk
+//	3  missing   no such virtual machine or image, or not just one
+//	4  busy      the image or the virtual device is in use
+//	5  guest     the guest never took the disk, or did not let go of it and it
+//	             was taken away
+//	9  no Xen    no usable Xen here: not under Xen, no xenstored, no modules
+//
+// A signal that comes before the device is made ends the process as signals
+// do: 128 + its number, in a shell's eyes.
 const (
 	exitOK      = 0
-	exitFailed  = 1 // anything without a code of its own
-	exitUsage   = 2 // the command line is wrong
-	exitMissing = 3 // no such virtual machine or image, or not just one
-	exitBusy    = 4 // the image or the device is in use
-	exitGuest   = 5 // the guest did not take the disk, or did not let go of it
-	exitNoXen   = 9 // no usable Xen on this machine
+	exitFailed  = 1
+	exitUsage   = 2
+	exitMissing = 3
+	exitBusy    = 4
+	exitGuest   = 5
+	exitNoXen   = 9
 )
 
 // userError is an error for a person: at most three lines that say what, why
@@ -42,35 +54,48 @@ func report(w io.Writer, err error) int {
 	}
 	var u *userError
 	if !errors.As(err, &u) {
-		u = &userError{What: oneLine(err.Error()), Code: exitFailed}
+		u = &userError{What: err.Error(), Code: exitFailed}
 	}
-	fmt.Fprintf(w, "xen-disk: %s\n", u.What)
+	text := "xen-disk: " + printable(oneLine(u.What)) + "\n"
 	if u.Why != "" {
-		fmt.Fprintf(w, "  %s\n", u.Why)
+		text += "  " + printable(u.Why) + "\n"
 	}
 	if u.Hint != "" {
-		fmt.Fprintf(w, "  hint: %s\n", u.Hint)
+		text += "  hint: " + printable(u.Hint) + "\n"
 	}
+	write(w, text)
 	return u.Code
 }
 
-// oneLine joins what errors.Join put on lines of their own.
-func oneLine(s string) string { return strings.Join(strings.Split(s, "\n"), "; ") }
+// cause is what went wrong, in as few words as say it: the path and the
+// kernel's word where there are both.
+func cause(err error) string {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return fmt.Sprintf("%s: %v", path.Path, path.Err)
+	}
+	return oneLine(err.Error())
+}
 
 // explainStore explains why xenstore cannot be reached.
 func explainStore(env *environment, err error) error {
-	u := &userError{What: "cannot reach xenstore", Why: oneLine(err.Error()), Code: exitNoXen}
 	switch {
-	case !env.onXen():
-		u.What = "this machine does not run under Xen"
-		u.Why = "there is neither a xenstored socket nor a /dev/xen/xenbus"
-		u.Hint = "run xen-disk in dom0, or in a driver domain"
 	case errors.Is(err, fs.ErrPermission):
 		return notRoot(err)
-	default:
-		u.Hint = "start xenstored (on Debian: systemctl start xenstored)"
+	case errors.Is(err, unix.ECONNREFUSED):
+		return &userError{
+			What: "xenstored is not running", Why: cause(err),
+			Hint: "start it: 'systemctl start xenstored', on Debian 'service xen start'", Code: exitNoXen,
+		}
+	case errors.Is(err, fs.ErrNotExist) && !env.onXen():
+		return notXen("there is no xenstore either")
+	case errors.Is(err, fs.ErrNotExist):
+		return &userError{
+			What: "there is no xenstore", Why: cause(err),
+			Hint: "start xenstored; in a driver domain: modprobe xenfs", Code: exitNoXen,
+		}
 	}
-	return u
+	return &userError{What: "cannot reach xenstore", Why: cause(err), Code: exitNoXen}
 }
 
 // explainDoor explains why the kernel's Xen devices cannot be opened.
@@ -79,20 +104,26 @@ func explainDoor(env *environment, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return notRoot(err)
 	case !env.onXen():
+		return notXen(cause(err))
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return &userError{
-			What: "this machine does not run under Xen", Why: oneLine(err.Error()),
-			Hint: "run xen-disk in dom0, or in a driver domain", Code: exitNoXen,
+			What: "the kernel's Xen devices are missing", Why: cause(err),
+			Hint: "modprobe -a xen-gntdev xen-evtchn", Code: exitNoXen,
 		}
 	}
+	return &userError{What: "cannot open the kernel's Xen devices", Why: cause(err), Code: exitNoXen}
+}
+
+func notXen(why string) error {
 	return &userError{
-		What: "the kernel's Xen devices are missing", Why: oneLine(err.Error()),
-		Hint: "modprobe xen-gntdev xen-evtchn (as: modprobe -a xen-gntdev xen-evtchn)", Code: exitNoXen,
+		What: "this machine does not run under Xen", Why: why,
+		Hint: "run xen-disk in dom0, or in a driver domain", Code: exitNoXen,
 	}
 }
 
 func notRoot(err error) error {
 	return &userError{
-		What: "not allowed to talk to Xen", Why: oneLine(err.Error()),
+		What: "not allowed to talk to Xen", Why: cause(err),
 		Hint: "run xen-disk as root", Code: exitFailed,
 	}
 }
@@ -113,55 +144,72 @@ func explainDomain(vm string, err error) error {
 			What: fmt.Sprintf("the name %q is not unique", vm), Why: "domains " + ids + " have it",
 			Hint: fmt.Sprintf("give a domain id: xen-disk connect %d", many.Domids[0]), Code: exitMissing,
 		}
+	case errors.Is(err, fs.ErrPermission):
+		return &userError{
+			What: "xenstore does not show other domains to this one", Why: cause(err),
+			Hint: "run xen-disk in dom0, or in a driver domain", Code: exitNoXen,
+		}
 	}
-	return err
+	return &userError{What: "cannot ask xenstore for the virtual machines", Why: cause(err), Code: exitFailed}
 }
 
 // explainDisk explains why an image cannot be opened.
-func explainDisk(path string, format disk.Format, err error) error {
-	u := &userError{What: fmt.Sprintf("cannot open %s", path), Why: oneLine(err.Error()), Code: exitFailed}
+func explainDisk(path string, err error) error {
+	u := &userError{What: fmt.Sprintf("cannot open %s", path), Why: cause(err), Code: exitFailed}
+	var used *disk.InUseError
 	switch {
+	case errors.As(err, &used):
+		u.What, u.Code = fmt.Sprintf("%s is in use", path), exitBusy
+		u.Why, u.Hint = explainHolder(used)
 	case errors.Is(err, fs.ErrNotExist):
 		u.Why, u.Code = "there is no such file", exitMissing
 		u.Hint = "make one: truncate -s 1G " + path
-	case errors.Is(err, disk.ErrInUse):
-		u.Code = exitBusy
-		u.Hint = "detach it there first, or attach it --read-only on both sides"
-	case errors.Is(err, disk.ErrDirectory), errors.Is(err, disk.ErrNotRegular):
-		u.Code, u.Hint = exitUsage, "--path takes an image file or a block device"
+	case errors.Is(err, disk.ErrDirectory):
+		u.Why, u.Code, u.Hint = "it is a directory", exitUsage, "--path takes an image file or a block device"
+	case errors.Is(err, disk.ErrNotRegular):
+		u.Why, u.Code = "it is neither a file nor a block device", exitUsage
+		u.Hint = "--path takes an image file or a block device"
 	case errors.Is(err, disk.ErrTooSmall):
-		u.Hint = "a disk has at least one sector of 512 bytes"
+		u.Why = "it is smaller than one sector of 512 bytes"
+		u.Hint = "make it larger: truncate -s 1G " + path
 	case errors.Is(err, disk.ErrUnsupportedFormat):
-		u.Why = fmt.Sprintf("the format %s is not supported yet", format)
-		u.Code, u.Hint = exitUsage, "use --format raw or --format mmap"
+		u.Why, u.Code = "this version does not support the format vhd", exitUsage
+		u.Hint = fmt.Sprintf("convert it: qemu-img convert -f vpc -O raw %s disk.raw", path)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
-		u.Hint = "check the file's owner and mode, or try --read-only"
+		u.Hint = "check its owner and mode, or try --read-only"
 	}
 	return u
 }
 
+// explainHolder says who has the image and how to get it.
+func explainHolder(e *disk.InUseError) (why, hint string) {
+	switch {
+	case e.MountPoint != "":
+		return "it is mounted on " + e.MountPoint, "unmount it first"
+	case e.Claimed:
+		return "it is mounted, swap, or part of a RAID or volume group", "lsblk " + e.Path
+	case e.PID != 0:
+		return fmt.Sprintf("process %d (%s) has it", e.PID, e.Command),
+			"detach it there; to share it, both must be read-only"
+	}
+	return "a process that the kernel does not name has locked it",
+		"detach it there; to share it, both must be read-only"
+}
+
 // explainAttach explains why the nodes of a device cannot be made.
-func explainAttach(vdev string, domid uint32, err error) error {
+func explainAttach(vdev string, dom blkback.Domain, err error) error {
 	if errors.Is(err, blkback.ErrVdevTaken) {
 		return &userError{
-			What: fmt.Sprintf("%s is in use in domain %d", vdev, domid),
-			Why:  fmt.Sprintf("/local/domain/%d/device/vbd has it already", domid),
-			Hint: "choose another --vdev, or leave it out to get the next free one", Code: exitBusy,
+			What: fmt.Sprintf("%s is in use in %s", vdev, describeDomain(dom)),
+			Why:  "the virtual machine has such a device already",
+			Hint: "choose another --vdev, or none to get the next free one", Code: exitBusy,
 		}
 	}
-	return fmt.Errorf("attach a device: %w", err)
-}
-
-// onXen asks the kernel whether it runs under Xen.
-func onXen() bool {
-	text, err := os.ReadFile("/sys/hypervisor/type")
-	return err == nil && strings.TrimSpace(string(text)) == "xen"
-}
-
-func openDoor() (blkback.Xen, error) {
-	door, err := grant.Open()
-	if err != nil {
-		return nil, err // not a nil *Door in an interface
+	if errors.Is(err, unix.EAGAIN) {
+		return &userError{
+			What: "cannot make the device in xenstore", Why: "others' changes to it got in the way",
+			Hint: "try again", Code: exitFailed,
+		}
 	}
-	return door, nil
+	return &userError{What: "cannot make the device in xenstore", Why: cause(err), Code: exitFailed}
 }

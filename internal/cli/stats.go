@@ -22,11 +22,11 @@ func printStats(w io.Writer, s *blkback.Stats) {
 	fmt.Fprintf(out, "%-14s %12d\n", "answered ok", s.OK)
 	fmt.Fprintf(out, "%-14s %12d\n", "error", s.Errors)
 	fmt.Fprintf(out, "%-14s %12d\n", "unsupported", s.Unsupported)
-	fmt.Fprintf(out, "%-14s %12d\n", "missing", s.Requests()-s.Answered())
+	fmt.Fprintf(out, "%-14s %12d\n", "unanswered", s.Requests()-s.Answered())
 	fmt.Fprintf(out, "%-14s %12d\n", "notifications", s.Notifications)
 	histogram(out, "ring occupancy: slots in use when xen-disk looked", "slots", s.Occupancy[:])
 	histogram(out, "segments a request", "segments", s.Segments[:])
-	_, _ = io.WriteString(w, out.String()) // see session.printf
+	write(w, out.String())
 }
 
 // barWidth leaves room for label and count in 80 columns.
