@@ -242,8 +242,8 @@ func TestDeadGuestOfAStuckDisk(t *testing.T) {
 	}
 }
 
-// TestSeverInTheMiddle takes the ring away while workers answer: wherever they
-// are, none touches it afterwards.
+// TestSeverInTheMiddle takes the ring away while workers answer and the guest
+// kicks (XSA-331): wherever they are, none touches it afterwards.
 func TestSeverInTheMiddle(t *testing.T) {
 	for _, f := range formats {
 		t.Run(f.String(), func(t *testing.T) {
@@ -253,6 +253,11 @@ func TestSeverInTheMiddle(t *testing.T) {
 				s := p.serve(d, attached{front: fakexen.Options{Polled: true, ABI: abis[round%2]}})
 				front := newRawFront(s, 1, func(i int) uint8 { return uint8(i % 2) })
 				front.push(32)
+				kicked := make(chan struct{})
+				go func() { // ends by itself
+					defer close(kicked)
+					front.raw.Kick(500)
+				}()
 				for front.raw.RspProd() < uint32(round%8) {
 					runtime.Gosched()
 				}
@@ -261,6 +266,7 @@ func TestSeverInTheMiddle(t *testing.T) {
 				must(t, s.drain(nil, nil))
 				must(t, s.link.close())
 				s.closed = true
+				awaitData(t, kicked, "the guest's last kick")
 				front.end(t)
 			}
 		})

@@ -181,7 +181,7 @@ func (s *served) connect(d disk.Disk, a attached, vbd fakexen.Attach) error {
 		}
 		a.before(raw)
 	}
-	nodes, err := readFront(p.store, s.front.Dir())
+	nodes, err := s.nodes(a)
 	if err != nil {
 		return err
 	}
@@ -214,6 +214,20 @@ func (s *served) connect(d disk.Disk, a attached, vbd fakexen.Attach) error {
 		return err
 	}
 	return s.front.WaitConnected(ctx)
+}
+
+// nodes are what the frontend published. Rings of several pages are taken from
+// its hands, since they are not offered.
+func (s *served) nodes(a attached) (*frontNodes, error) {
+	if a.front.RingOrder == 0 {
+		return readFront(s.p.store, s.front.Dir())
+	}
+	raw, err := s.front.Raw(0)
+	if err != nil {
+		return nil, err
+	}
+	abi, err := ring.ParseABI(a.front.ABI)
+	return &frontNodes{abi: abi, queues: []queueNodes{{refs: raw.Refs(), port: raw.Port()}}}, err
 }
 
 // queue is the only one.

@@ -3,6 +3,7 @@ package blkback
 import (
 	"bytes"
 	"fmt"
+	"runtime"
 	"testing"
 
 	"xen-disk/disk"
@@ -45,8 +46,8 @@ func TestARingThatWasServedBefore(t *testing.T) {
 		raw.Push(flushes(5)...)
 	}})
 	raw := s.raw()
-	for raw.RspProd() != 75 {
-		if err := deadlineData(t).Err(); err != nil {
+	for ctx := deadlineData(t); raw.RspProd() != 75; runtime.Gosched() {
+		if err := ctx.Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
