@@ -149,12 +149,36 @@ func TestInitialisedAgainWithTheSameRingIsNoNews(t *testing.T) {
 	d.stop()
 }
 
-func TestNodesThatChangeWhileConnectedAreNotLookedAt(t *testing.T) {
+// Linux' blkfront, started by kexec, finds us at Connected: it publishes its
+// ring and is Connected itself before we have seen it at Initialising.
+func TestKexecThatIsTooQuickToSee(t *testing.T) {
+	r := newRig(t)
+	d := r.attach(Spec{})
+	f := d.connect(fakexen.Options{})
+	guest := r.store.Store(guest)
+	defer guest.Close()
+	for i := range 5 {
+		nodes := r.honest()
+		r.ok(guest.Tx(func(t *fakexen.Store) error {
+			for name, value := range nodes {
+				if err := t.Write(f.Dir()+"/"+name, value); err != nil {
+					return err
+				}
+			}
+			return t.Write(f.Dir()+"/state", "4")
+		}))
+		d.await(EventConnected, i+2)
+	}
+	d.Force()
+	d.ends(EventForced)
+}
+
+func TestNodesThatMakeNoSenseWhileConnectedAreNoRing(t *testing.T) {
 	r := newRig(t)
 	d := r.attach(Spec{})
 	f := d.connect(fakexen.Options{})
 	for name, value := range map[string]string{
-		"ring-ref": "99", "event-channel": "98", "protocol": "x86_32-abi", "ring-page-order": "4",
+		"ring-ref": "x", "event-channel": "", "protocol": "mips-abi", "ring-page-order": "4",
 		"multi-queue-num-queues": "7", "feature-persistent": "1",
 	} {
 		r.ok(f.Node(name, value))
@@ -164,6 +188,25 @@ func TestNodesThatChangeWhileConnectedAreNotLookedAt(t *testing.T) {
 	expect(t, "connects", d.count(EventConnected), 1)
 	expect(t, "refusals", d.count(EventRefused), 0)
 	d.stop()
+}
+
+func TestLieWhileConnectedIsRefusedOnce(t *testing.T) {
+	r := newRig(t)
+	other := r.attach(Spec{})
+	witness := other.connect(fakexen.Options{})
+	d := r.attach(Spec{})
+	f := d.connect(fakexen.Options{})
+	r.ok(f.Node("ring-ref", "4000000000"))
+	r.ok(f.SetState("4"))
+	d.await(EventRefused, 1)
+	r.ok(f.WaitClosed(r.ctx()))
+	r.ok(f.Reopen(r.ctx()))
+	r.ok(f.WaitConnected(r.ctx()))
+	r.works(f)
+	r.works(witness)
+	expect(t, "refusals", d.count(EventRefused), 1)
+	d.stop()
+	other.stop()
 }
 
 func TestReconnectManyTimes(t *testing.T) {

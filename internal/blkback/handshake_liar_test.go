@@ -174,8 +174,7 @@ func TestFrontendThatCannotBeServedForWantOfADoor(t *testing.T) {
 	if n := len(r.read(d.paths.err + "/error")); n == 0 || n > maxErrorBytes {
 		t.Errorf("error node of %d bytes", n)
 	}
-	d.state("6")
-	r.ok(f.SetState("1"))
+	r.ok(f.Reopen(r.ctx()))
 	r.ok(f.WaitConnected(r.ctx()))
 	r.works(f)
 	d.stop()

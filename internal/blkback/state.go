@@ -101,8 +101,11 @@ func decideReady(v view) step {
 		if !v.connected {
 			return stepConnect
 		}
-		if v.front == xs.StateInitialised && v.moved {
-			// Resumed from suspend: new ring, same device.
+		if v.moved {
+			// Resumed from suspend, or a kernel that another one
+			// started (kexec): new ring, same device. A blkfront that
+			// finds us at Connected goes from Initialising to Connected
+			// at once, so that may be all we get to see.
 			return stepDisconnect
 		}
 	}

@@ -211,7 +211,7 @@ func (v *VBD) look() (view, error) {
 	now.front, now.back, now.online = front, back, online == "1"
 	v.gone = v.gone || !frontExists || !backExists || !alive
 	now.gone = v.gone
-	if v.link != nil && front == xs.StateInitialised && !now.gone {
+	if v.link != nil && (front == xs.StateInitialised || front == xs.StateConnected) && !now.gone {
 		nodes, err := readFront(conn, v.paths.front)
 		// A frontend with bad nodes has not published another ring.
 		now.moved = err == nil && !nodes.equal(v.nodes)
