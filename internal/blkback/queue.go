@@ -47,7 +47,7 @@ type queue struct {
 	fifo   []uint16 // records that wait for a worker: a circle of len(reqs)
 	head   int
 	queued int
-	dead   bool // the ring is gone or broken: answers are dropped
+	dead   bool // the ring is gone: answers are dropped
 	stats  Stats
 }
 
