@@ -25,6 +25,19 @@ func (d *device) busy(disk *testDisk) (f *fakexen.Blkfront, release func()) {
 	return f, release
 }
 
+// draining waits until no request is pulled any more.
+func (d *device) draining() {
+	d.r.t.Helper()
+	d.VBD.mu.Lock()
+	l := d.live
+	d.VBD.mu.Unlock()
+	d.r.eventually("the link is stopped", func() bool {
+		stopped := make(chan bool)
+		d.r.loop.Post(func() { stopped <- l.stopped })
+		return <-stopped
+	})
+}
+
 func TestDestroyedDomainIsNoZombieWhileTheDiskIsSlow(t *testing.T) {
 	r := newRig(t)
 	disk := newDisk(1 << 20)
@@ -53,6 +66,7 @@ func TestDomainDestroyedWhileItsCloseDrainsIsNoZombie(t *testing.T) {
 				r.ok(f.Node("ring-ref", "7"))
 				r.ok(f.SetState("3"))
 			}
+			d.draining()
 			r.destroy(guest)
 			r.eventually("no zombie", func() bool { return len(r.m.Zombies()) == 0 })
 			expect(t, "calls inside the disk", disk.held(), 1)
@@ -133,8 +147,9 @@ func TestForceAtEveryStage(t *testing.T) {
 func TestForceWithADiskThatHangsEnds(t *testing.T) {
 	stages := map[string]func(r *rig, d *device, f *fakexen.Blkfront){
 		"connected": func(*rig, *device, *fakexen.Blkfront) {},
-		"draining": func(r *rig, _ *device, f *fakexen.Blkfront) {
+		"draining": func(r *rig, d *device, f *fakexen.Blkfront) {
 			r.ok(f.SetState("6"))
+			d.draining()
 		},
 		"the guest is gone": func(r *rig, _ *device, _ *fakexen.Blkfront) {
 			r.destroy(guest)
@@ -225,10 +240,10 @@ func TestLostXenstoreWhileAClosingGuestDrains(t *testing.T) {
 	d := r.attach(Spec{Disk: disk})
 	f, release := d.busy(disk)
 	r.ok(f.SetState("6"))
+	d.draining()
 	r.store.Drop()
 	<-r.conn.Done()
 	release()
-	d.Force() // it may not have begun to drain when xenstore was lost
 	if err := d.wait(); !errors.Is(err, xs.ErrLost) {
 		t.Errorf("ends with %v", err)
 	}
