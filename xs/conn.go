@@ -15,6 +15,11 @@ const (
 	// more than 20 outstanding (its quota "outstanding"), and one connection
 	// need not take all of them.
 	inFlightMax = 16
+	// deviceInFlightMax: the kernel's device keeps the body of one message a
+	// file, and the next write may overwrite it before it was sent. With
+	// several requests in flight on Linux 6.1, writes landed at the wrong
+	// nodes and replies never came.
+	deviceInFlightMax = 1
 	// readSize is the memory of one read: two messages of the largest size.
 	readSize = 2 * (headerSize + payloadMax)
 	// pumpTurns bounds the reads of one Pump, some 64 KiB or at most 3000
@@ -90,6 +95,7 @@ func newConn(path string, fd int, isSocket bool) (*Conn, error) {
 	}
 	if !isSocket {
 		c.payloadMax = devicePayloadMax
+		c.slots = make(chan struct{}, deviceInFlightMax)
 	}
 	return c, nil
 }

@@ -49,25 +49,40 @@ func TestDeviceAnswersWatchesWithoutANumber(t *testing.T) {
 		w := p.expect(watch)
 		p.event("/a", w.token())
 		p.write(message(watch, 0, 0, "OK\x00")) // Linux before 4.10
-		r := p.expect(read)
-		u := p.expect(unwatch)
+		p.expect(unwatch)
 		p.write(message(unwatch, 0, 0, "OK\x00"))
-		p.reply(r, "value of "+u.token())
 		p.drain()
 	})
 	f, events := collect()
 	w := must[*xs.Watch](t)(c.Watch("/a", f))
 	wantEqual(t, "event", await(t, "event", events), "/a")
-	got := make(chan string, 1)
-	reading := spawn(func() error {
-		v, err := c.Read("/a")
-		got <- v
-		return err
-	})
-	eventually(t, "the request to be under way", func() bool { return c.Calls() == 1 })
 	check(t, w.Close())
-	check(t, await(t, "read", reading))
-	wantEqual(t, "value", <-got, "value of 1")
+}
+
+func TestDeviceTakesOneRequestAtATime(t *testing.T) {
+	const readers = 8
+	var c *xs.Conn
+	opened := make(chan struct{})
+	c = device(t, func(p *peer) {
+		<-opened
+		for range readers {
+			r := p.expect(read)
+			wantEqual(t, "requests in flight", c.Calls(), 1)
+			p.reply(r, "v")
+		}
+		p.drain()
+	})
+	close(opened)
+	var all []<-chan error
+	for range readers {
+		all = append(all, spawn(func() error {
+			_, err := c.Read("/a")
+			return err
+		}))
+	}
+	for _, one := range all {
+		check(t, await(t, "read", one))
+	}
 }
 
 func TestDeviceTakesLess(t *testing.T) {
