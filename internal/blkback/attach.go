@@ -25,7 +25,7 @@ var ErrVdevTaken = errors.New("virtual device is in use")
 func writeNodes(conn *xs.Conn, own uint32, spec *Spec) (devid uint32, err error) {
 	// A domain may have gone since it was looked for; nodes written for it
 	// would stay. The transaction fails if it goes meanwhile.
-	alive, err := conn.IsDomainIntroduced(spec.Domid)
+	alive, err := isAlive(conn, spec.Domid)
 	if err != nil {
 		return 0, err
 	}

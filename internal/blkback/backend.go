@@ -16,10 +16,11 @@ import (
 )
 
 const (
-	// Workers is the default size of the pool: enough to keep a device of
-	// moderate depth busy, few enough for a dom0 with little memory (a
-	// worker costs its buffer and a thread's stack).
-	Workers = 8
+	// Workers is the default size of the pool, few enough for a dom0 with
+	// little memory (a worker costs its buffer and a thread's stack). Half
+	// of them, enough to keep a device of moderate depth busy, is the most
+	// that one queue gets at a time.
+	Workers = 16
 
 	// guestLogBurst lines a guestLogPeriod are logged of what a guest can
 	// cause at will, so that it cannot fill dom0's disk.

@@ -40,7 +40,8 @@ func TestHoldOff(t *testing.T) {
 					q.Run(0, unit)
 				}
 				q.finishing.Add(-1)
-				q.answerAll(nil, nil)
+				q.running++ // that worker
+				q.answer(nil, nil)
 				if got := raw.RspProd(); got != 8 {
 					t.Fatalf("rsp_prod %d, want 8", got)
 				}

@@ -145,7 +145,7 @@ func (v *VBD) finish(now view) error {
 // caller forces an end, since the guest knows nothing of our trouble. The
 // nodes cannot be removed.
 func (v *VBD) abandon(cause error) error {
-	v.log.Error().Err(cause).Msg("lost xenstore; serving on until forced to stop")
+	v.log.Debug().Err(cause).Msg("lost xenstore; serving on until forced to stop")
 	v.emit(Event{Kind: EventLost, Err: cause})
 	if v.link != nil {
 		<-v.force
@@ -185,6 +185,8 @@ func (v *VBD) waiting(now view) {
 		}
 	case now.back == xs.StateInitWait:
 		reason = fmt.Sprintf("the guest's block driver (frontend is %s)", now.front)
+	case now.back == xs.StateClosed:
+		reason = "the guest, which let go of the disk, to take it again"
 	}
 	if reason != v.lastWait && reason != "" {
 		v.emit(Event{Kind: EventWaiting, Text: reason})

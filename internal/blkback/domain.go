@@ -97,3 +97,13 @@ func Domains(conn *xs.Conn) ([]Domain, error) {
 	sort.Slice(all, func(i, j int) bool { return all[i].ID < all[j].ID })
 	return all, nil
 }
+
+// isAlive asks xenstored whether a domain is there. Only dom0 may ask; in a
+// driver domain the frontend's directory has to tell.
+func isAlive(conn *xs.Conn, domid uint32) (bool, error) {
+	alive, err := conn.IsDomainIntroduced(domid)
+	if errors.Is(err, fs.ErrPermission) {
+		return true, nil
+	}
+	return alive, err
+}

@@ -47,8 +47,11 @@ type queue struct {
 	fifo   []uint16 // records that wait for a worker: a circle of len(reqs)
 	head   int
 	queued int
-	dead   bool // the ring is gone: answers are dropped
-	stats  Stats
+	// running counts the workers that serve this queue, share bounds them:
+	// a disk that hangs must leave workers to the others.
+	running, share int
+	dead           bool // the ring is gone: answers are dropped
+	stats          Stats
 }
 
 // mode is how data crosses between guest and disk.
@@ -74,7 +77,8 @@ func newQueue(l *link, back *ring.Back, port uint32) *queue {
 	n := back.Size()
 	q := &queue{
 		link: l, back: back, port: port, mode: modeOf(l.disk),
-		reqs: make([]ring.Request, n), pulls: make([]uint16, n),
+		share: max(1, len(l.workers)/2),
+		reqs:  make([]ring.Request, n), pulls: make([]uint16, n),
 		free: make([]uint16, n), fifo: make([]uint16, n),
 	}
 	for i := range q.free {
@@ -157,13 +161,22 @@ func (q *queue) reserve(n int) {
 func (q *queue) Take() (unit int, more bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.queued == 0 {
+	if q.queued == 0 || q.running == q.share {
 		return -1, false
 	}
+	q.running++
 	if q.mode == modeMemory {
 		return unitBatch, false
 	}
-	return int(q.next()), q.queued > 0
+	return int(q.next()), q.queued > 0 && q.running < q.share
+}
+
+// leave ends the service of a unit. It reports whether the queue must be
+// scheduled again, because its share kept work from being taken. The caller
+// holds mu.
+func (q *queue) leave() (again bool) {
+	q.running--
+	return q.running == q.share-1 && q.queued > 0
 }
 
 // next removes the record that waits longest. The caller holds mu.
@@ -181,8 +194,9 @@ func (q *queue) Run(worker, unit int) {
 		q.runBatch(w)
 		return
 	}
-	i := uint16(unit)
-	q.answer(i, q.link.serve(w, &q.reqs[i]))
+	w.batch[0] = uint16(unit)
+	w.status[0] = q.link.serve(w, &q.reqs[unit])
+	q.answer(w.batch[:1], w.status[:1])
 }
 
 // runBatch serves what waits on a disk that is memory.
@@ -194,6 +208,9 @@ func (q *queue) runBatch(w *worker) {
 		n++
 	}
 	more := q.queued > 0
+	if n == 0 {
+		q.leave() // nothing is queued, so it asks for nothing
+	}
 	q.mu.Unlock()
 	if n == 0 {
 		// Another worker took what this one was sent for. No record is
@@ -204,31 +221,23 @@ func (q *queue) runBatch(w *worker) {
 		q.task.Schedule()
 	}
 	q.link.serveMemory(w, q.reqs, w.batch[:n], w.status[:n])
-	q.answerAll(w.batch[:n], w.status[:n])
+	q.answer(w.batch[:n], w.status[:n])
 }
 
-// answer puts one response and publishes, unless another worker stands right
-// behind and will do it.
-func (q *queue) answer(i uint16, status ring.Status) {
-	q.finishing.Add(1)
-	q.mu.Lock()
-	q.put(i, status)
-	notify := q.finishing.Add(-1) == 0 && q.publish()
-	q.mu.Unlock()
-	if notify {
-		q.link.notify(q.port)
-	}
-	q.done(1)
-}
-
-func (q *queue) answerAll(batch []uint16, status []ring.Status) {
+// answer puts the responses of a unit and publishes, unless another worker
+// stands right behind and will do it.
+func (q *queue) answer(batch []uint16, status []ring.Status) {
 	q.finishing.Add(1)
 	q.mu.Lock()
 	for n, i := range batch {
 		q.put(i, status[n])
 	}
+	again := q.leave()
 	notify := q.finishing.Add(-1) == 0 && q.publish()
 	q.mu.Unlock()
+	if again {
+		q.task.Schedule()
+	}
 	if notify {
 		q.link.notify(q.port)
 	}

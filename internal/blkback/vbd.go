@@ -200,7 +200,7 @@ func (v *VBD) look() (view, error) {
 	if err != nil {
 		return now, err
 	}
-	alive, err := conn.IsDomainIntroduced(v.spec.Domid)
+	alive, err := isAlive(conn, v.spec.Domid)
 	if err != nil {
 		return now, err
 	}

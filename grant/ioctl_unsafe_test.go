@@ -1,5 +1,7 @@
 package grant
 
+// SAFETY: only sizes and offsets are asked for; no pointer is made.
+
 import (
 	"bytes"
 	"encoding/binary"
