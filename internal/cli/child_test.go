@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -182,7 +183,7 @@ func startChild(t *testing.T, role string, wrapper ...string) *process {
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.cmd.Start(); err != nil {
+	if err := startHearing(p.cmd); err != nil {
 		t.Fatal(err)
 	}
 	_ = child.Close()
@@ -192,6 +193,16 @@ func startChild(t *testing.T, role string, wrapper ...string) *process {
 	})
 	p.out, p.stdout, p.err = out, bufio.NewReader(out), bufio.NewReader(stderr)
 	return p
+}
+
+// startHearing starts a process that ignores no signal, whatever the test does:
+// CI may run it under nohup or in the background of a shell. What a process
+// handles, as this one does meanwhile, is back at its default after exec.
+func startHearing(cmd *exec.Cmd) error {
+	heard := make(chan os.Signal, 1)
+	signal.Notify(heard, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer signal.Stop(heard)
+	return cmd.Start()
 }
 
 // line reads until a line that begins with a text.
