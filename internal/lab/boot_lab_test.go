@@ -47,7 +47,7 @@ func runAll(m *testing.M) int {
 // testContext ends with the test, or after minutes: an idle machine needs
 // seconds, but several may share its cores.
 func testContext(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
