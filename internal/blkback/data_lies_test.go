@@ -62,7 +62,7 @@ func (l *liar) full(n int) []fakexen.Seg {
 	return segs
 }
 
-// counts, shapes, ranges and grefs make the cases of security.md's corpus.
+// counts, shapes, ranges and grefs make the cases of the corpus.
 func lies() []lie {
 	var all []lie
 	add := func(want int16, name string, req func(l *liar) fakexen.RawReq) {

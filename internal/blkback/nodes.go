@@ -15,7 +15,7 @@ import (
 // Rings of one page are what every frontend can do.
 const maxRingOrder = 0
 
-// paths are the places of one vbd in xenstore (blkif.md 2.2).
+// paths are the places of one vbd in xenstore.
 type paths struct {
 	back  string // /local/domain/<B>/backend/<kind>/<D>/<devid>
 	front string // /local/domain/<D>/device/vbd/<devid>

@@ -32,8 +32,9 @@ func (s step) String() string {
 	return [...]string{"wait", "offer", "connect", "closing", "closed", "finish", "disconnect"}[s]
 }
 
-// decide is the whole handshake as a pure function (blkif.h; libxl, xenopsd
-// and the frontends as shared reference blkif.md 2.1 and 2.7 lists them).
+// decide is the whole handshake as a pure function (xen: public/io/blkif.h and
+// xenbus.h; linux: xen-blkback/xenbus.c, frontend_changed; libxl_device.c for
+// what a toolstack writes).
 func decide(v view) step {
 	if v.gone || v.forced {
 		return stepFinish
