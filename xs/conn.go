@@ -51,7 +51,6 @@ type Conn struct {
 	refs      int // system calls under way, and one until Close
 	calls     map[uint32]*call
 	lastID    uint32
-	lastSeq   uint64
 	watches   map[string]*Watch // by token
 	lastToken uint64
 
@@ -65,7 +64,6 @@ type Conn struct {
 // call is a request that waits for its reply.
 type call struct {
 	typ   uint32
-	seq   uint64      // order of sending
 	reply chan result // holds one, so that nobody waits for the caller
 }
 
@@ -289,8 +287,13 @@ func (c *Conn) answer(h header, payload []byte) error {
 		return nil // Close came first and has answered them all
 	}
 	id := h.reqID
-	if id == 0 && (h.typ == opWatch || h.typ == opUnwatch) {
-		id = c.oldest(h.typ)
+	if id == 0 && !c.isSocket && (h.typ == opWatch || h.typ == opUnwatch) {
+		// The device of Linux before 4.10 answers these itself, with
+		// req_id 0 (linux: drivers/xen/xenbus/xenbus_dev_frontend.c,
+		// xenbus_write_watch). Only one request is in flight there.
+		for only := range c.calls {
+			id = only
+		}
 	}
 	call := c.calls[id]
 	switch {
@@ -307,17 +310,4 @@ func (c *Conn) answer(h header, payload []byte) error {
 	}
 	delete(c.calls, id)
 	return nil
-}
-
-// oldest finds whom a reply without a number is for. The device of Linux
-// before 4.10 answers WATCH and UNWATCH itself, in order, with req_id 0
-// (linux: drivers/xen/xenbus/xenbus_dev_frontend.c, xenbus_write_watch).
-func (c *Conn) oldest(typ uint32) (id uint32) {
-	var first *call
-	for i, call := range c.calls {
-		if call.typ == typ && (first == nil || call.seq < first.seq) {
-			id, first = i, call
-		}
-	}
-	return id
 }

@@ -48,8 +48,7 @@ func (c *Conn) roundTrip(typ uint32, tx *Tx, parts []string) ([]byte, error) {
 	return r.payload, r.err
 }
 
-// send enters the call and writes its message. Both are done under one lock:
-// oldest relies on calls being numbered in the order of their messages.
+// send enters the call and writes its message.
 func (c *Conn) send(call *call, txID uint32, parts []string) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
@@ -86,8 +85,6 @@ func (c *Conn) enter(call *call) (uint32, error) {
 			break
 		}
 	}
-	c.lastSeq++
-	call.seq = c.lastSeq
 	c.calls[c.lastID] = call
 	return c.lastID, nil
 }
