@@ -27,7 +27,6 @@ func (d *discard) Info() Info {
 		SizeBytes:           discardSizeBytes,
 		ReadOnly:            d.readOnly,
 		PhysicalSectorBytes: sectorBytes, // nothing below to be aligned to
-		Inline:              true,
 		Format:              Discard,
 	}
 }

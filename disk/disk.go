@@ -7,7 +7,7 @@
 // in the switch of [Open].
 //
 // Who calls it: internal/blkback, from the worker pool, many requests of one
-// disk at a time; a disk with Info().Inline also from the event loop.
+// disk at a time; it answers for a [Sink] itself.
 // internal/cli opens disks and explains the errors.
 //
 // What it never does: it knows nothing of Xen, of rings or of sector sizes
@@ -81,9 +81,6 @@ type Info struct {
 	// read-modify-write below: a power of two, 512 to 4096 for a file. It is
 	// what blkif calls physical-sector-size.
 	PhysicalSectorBytes int
-	// Inline says that no call can block, so that the event loop may serve
-	// this disk itself.
-	Inline bool
 	Format Format
 	// Path is the path given to Open, empty for Discard.
 	Path string

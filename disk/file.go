@@ -198,7 +198,8 @@ func (d *file) check(n int, off int64) error {
 	return checkRange(n, off, d.info.SizeBytes)
 }
 
-// flush calls sync, one at a time, and never forgets a failure.
+// flush calls sync where there may be something to flush, one at a time, and
+// never forgets a failure.
 //
 // When writeback fails, Linux marks the pages clean and tells each open file
 // of the error once: the next fdatasync returns 0 although the data are gone
@@ -208,6 +209,12 @@ func (d *file) check(n int, off int64) error {
 // disk is closed and opened again. Flushes wait for each other because of
 // two that are under way together the kernel tells only one.
 func (d *file) flush(sync func() error) error {
+	if err := d.check(0, 0); err != nil {
+		return fmt.Errorf("flush %s: %w", d.info.Path, err)
+	}
+	if d.info.ReadOnly {
+		return nil
+	}
 	d.flushMu.Lock()
 	defer d.flushMu.Unlock()
 	if d.flushErr == nil {

@@ -141,13 +141,8 @@ func (d *mmap) Flush() error {
 // flush is Flush with mu held.
 func (d *mmap) flush() error {
 	f := d.file
-	if err := f.check(0, 0); err != nil {
-		return fmt.Errorf("flush %s: %w", f.info.Path, err)
-	}
-	if f.info.ReadOnly {
-		return nil
-	}
-	if err := f.flush(func() error { return f.sys.msync(d.mem, unix.MS_SYNC) }); err != nil {
+	err := f.flush(func() error { return f.sys.msync(d.mem, unix.MS_SYNC) })
+	if err != nil || f.info.ReadOnly {
 		return err
 	}
 	size, err := imageSize(f.fd, f.block)

@@ -116,7 +116,7 @@ func TestInfo(t *testing.T) {
 		format     Format
 		want       Info
 	}{
-		{"discard", "", Discard, Info{SizeBytes: 1 << 30, PhysicalSectorBytes: 512, Inline: true}},
+		{"discard", "", Discard, Info{SizeBytes: 1 << 30, PhysicalSectorBytes: 512}},
 		{"raw", file, Raw, Info{SizeBytes: 8192, PhysicalSectorBytes: 4096}},
 		{"mmap", file, Mmap, Info{SizeBytes: 8192, PhysicalSectorBytes: 4096}},
 		{"raw with tail", tailed, Raw, Info{SizeBytes: 8192, TailBytes: 511, PhysicalSectorBytes: 4096}},

@@ -87,12 +87,6 @@ func (d *raw) Flush() error {
 // flush is Flush with mu held.
 func (d *raw) flush() error {
 	f := d.file
-	if err := f.check(0, 0); err != nil {
-		return fmt.Errorf("flush %s: %w", f.info.Path, err)
-	}
-	if f.info.ReadOnly {
-		return nil
-	}
 	return f.flush(func() error { return f.sys.fdatasync(f.fd) })
 }
 
