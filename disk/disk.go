@@ -7,8 +7,8 @@
 // in the switch of [Open].
 //
 // Who calls it: internal/blkback, from the worker pool, many requests of one
-// disk at a time; it answers for a [Sink] itself.
-// internal/cli opens disks and explains the errors.
+// disk at a time (but for a [Sink], for which it answers itself). internal/cli
+// opens disks and explains the errors.
 //
 // What it never does: it knows nothing of Xen, of rings or of sector sizes
 // other than 512 bytes; it starts no goroutine, logs nothing, keeps no state
@@ -81,7 +81,7 @@ type Info struct {
 	// read-modify-write below: a power of two, 512 to 4096 for a file. It is
 	// what blkif calls physical-sector-size.
 	PhysicalSectorBytes int
-	Format Format
+	Format              Format
 	// Path is the path given to Open, empty for Discard.
 	Path string
 }

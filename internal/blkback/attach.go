@@ -11,9 +11,9 @@ import (
 	"xen-disk/xs"
 )
 
-// Kind is the class of our backend directory. The kernel's blkback claims
+// kind is the class of our backend directory. The kernel's blkback claims
 // "vbd", tapback "vbd3", QEMU "qdisk"; no driver claims this one.
-const Kind = "xen-disk"
+const kind = "xen-disk"
 
 // ErrVdevTaken reports a virtual device that the domain has already.
 var ErrVdevTaken = errors.New("virtual device is in use")
@@ -55,7 +55,7 @@ func writeNodes(conn *xs.Conn, own uint32, spec *Spec) (devid uint32, err error)
 				return ErrVdevTaken
 			}
 		}
-		p := pathsOf(own, Kind, spec.Domid, devid)
+		p := pathsOf(own, kind, spec.Domid, devid)
 		// What the guest said of an earlier device of that number.
 		if err := tx.Rm(p.frontErr); err != nil {
 			return err
@@ -86,7 +86,7 @@ func backNodes(front string, spec *Spec, devid uint32) []node {
 		{"frontend", front},
 		{"frontend-id", utoa(spec.Domid)},
 		{"params", info.Format.String() + ":" + info.Path},
-		{"type", Kind},
+		{"type", kind},
 		{"dev", VdevName(devid)},
 		{"mode", mode},
 		{"device-type", "disk"},
@@ -118,6 +118,10 @@ func writeDir(tx *xs.Tx, dir string, nodes []node, perms ...xs.Perm) error {
 	if err := tx.SetPerms(dir, perms...); err != nil {
 		return err
 	}
+	return writeAll(tx, dir, nodes)
+}
+
+func writeAll(tx *xs.Tx, dir string, nodes []node) error {
 	for _, n := range nodes {
 		if err := tx.Write(dir+"/"+n.name, n.value); err != nil {
 			return err

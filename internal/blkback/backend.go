@@ -101,7 +101,7 @@ func (b *Backend) Attach(spec Spec) (*VBD, error) {
 	name := VdevName(devid)
 	log := b.log.With().Uint32("domid", spec.Domid).Str("vdev", name).Logger()
 	v := &VBD{
-		b: b, spec: spec, devid: devid, paths: pathsOf(b.own, Kind, spec.Domid, devid), log: log,
+		b: b, spec: spec, devid: devid, paths: pathsOf(b.own, kind, spec.Domid, devid), log: log,
 		guest: log.Sample(&zerolog.BurstSampler{Burst: guestLogBurst, Period: guestLogPeriod}),
 		poke:  make(chan struct{}, 1), reports: make(chan error, 1),
 		detach: make(chan struct{}), force: make(chan struct{}), done: make(chan struct{}),

@@ -170,18 +170,13 @@ func TestDrainWaitsForTheDisk(t *testing.T) {
 	front.push(5)
 	k.wait(t, 5)
 	s.stop()
-	forced := make(chan struct{})
-	close(forced)
-	if err := s.drain(nil, forced); !errors.Is(err, errBusy) || s.busy() != 5 {
-		t.Errorf("forced: %v, %d busy, want %v and 5", err, s.busy(), errBusy)
-	}
 	now := make(chan time.Time, 1)
 	now <- time.Time{}
-	if err := s.drain(now, nil); !errors.Is(err, errBusy) {
-		t.Errorf("out of time: %v, want %v", err, errBusy)
+	if err := s.drain(now); !errors.Is(err, errBusy) || s.busy() != 5 {
+		t.Errorf("out of time: %v, %d busy, want %v and 5", err, s.busy(), errBusy)
 	}
 	drained := make(chan error, 1)
-	go func() { drained <- s.drain(nil, nil) }() // ends with the disk
+	go func() { drained <- s.drain(nil) }() // ends with the disk
 	if len(drained) > 0 {
 		t.Error("drained with requests inside the disk")
 	}
@@ -211,7 +206,7 @@ func TestStuckDiskLeavesWorkers(t *testing.T) {
 	k.wait(t, Workers/2)
 	k.release()
 	s.stop()
-	must(t, s.drain(nil, nil))
+	must(t, s.drain(nil))
 	if stats := s.stats(); stats.Answered() != 32 {
 		t.Errorf("%d requests answered, want 32", stats.Answered())
 	}
@@ -244,7 +239,7 @@ func TestDeadGuestOfAStuckDisk(t *testing.T) {
 				}
 				notified := p.m.Stats().ToGuest
 				k.release()
-				must(t, s.drain(nil, nil))
+				must(t, s.drain(nil))
 				if got := front.raw.RspProd(); got != was {
 					t.Errorf("rsp_prod went from %d to %d after the ring was taken away", was, got)
 				}
@@ -285,7 +280,7 @@ func TestSeverInTheMiddle(t *testing.T) {
 				}
 				s.stop()
 				must(t, s.sever())
-				must(t, s.drain(nil, nil))
+				must(t, s.drain(nil))
 				must(t, s.link.close())
 				s.closed = true
 				awaitData(t, kicked, "the guest's last kick")

@@ -175,7 +175,7 @@ func failWhileServing(t *testing.T, f disk.Format, door *faulty, status int16, l
 		}
 	}
 	s.stop()
-	must(t, s.drain(nil, nil))
+	must(t, s.drain(nil))
 	s.closed = true
 	if err := s.link.close(); (err != nil) != (door.op == "unmap") {
 		t.Errorf("close: %v", err)

@@ -149,7 +149,7 @@ func (p *plane) tryServe(d disk.Disk, a attached) (*served, error) {
 	}
 	s := &served{p: p, guest: p.guest(a.domid), reports: make(chan error, 16)}
 	p.devid += 16
-	vbd := fakexen.Attach{DomID: a.domid, DevID: p.devid, Kind: Kind}
+	vbd := fakexen.Attach{DomID: a.domid, DevID: p.devid, Kind: kind}
 	if err := p.m.AttachVBD(vbd); err != nil {
 		return nil, err
 	}
@@ -244,7 +244,7 @@ func (s *served) detach() {
 		s.stop()
 		patience := time.NewTimer(patienceData)
 		defer patience.Stop()
-		must(s.p.t, s.drain(patience.C, nil))
+		must(s.p.t, s.drain(patience.C))
 	}
 	must(s.p.t, s.link.close())
 }

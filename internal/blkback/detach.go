@@ -100,7 +100,7 @@ func (v *VBD) release() error {
 	return v.await(func() error {
 		var err error
 		if l != nil {
-			err = errors.Join(l.drain(nil, nil), l.close())
+			err = errors.Join(l.drain(nil), l.close())
 		}
 		return errors.Join(err, v.spec.Disk.Close())
 	})
@@ -118,7 +118,7 @@ func (v *VBD) cut() error {
 	err := l.sever()
 	giveUp := time.NewTimer(v.b.forcedDrain)
 	defer giveUp.Stop()
-	if drainErr := l.drain(giveUp.C, nil); drainErr != nil {
+	if drainErr := l.drain(giveUp.C); drainErr != nil {
 		// The door stays open: a worker may still be at it.
 		return errors.Join(err, drainErr)
 	}
@@ -129,14 +129,14 @@ func (v *VBD) cut() error {
 // finish ends the vbd: ring and nodes. run does the rest.
 func (v *VBD) finish(now view) error {
 	err := errors.Join(v.cut(), removeNodes(v.b.conn, &v.paths))
-	kind := EventDetached
+	end := EventDetached
 	switch {
 	case now.forced:
-		kind = EventForced
+		end = EventForced
 	case now.gone:
-		kind = EventGone
+		end = EventGone
 	}
-	v.emit(Event{Kind: kind})
+	v.emit(Event{Kind: end})
 	v.log.Info().Bool("forced", now.forced).Bool("gone", now.gone).Msg("detached")
 	return err
 }

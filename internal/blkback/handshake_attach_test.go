@@ -20,7 +20,7 @@ const firstDevid = 51712
 // history records the values that a backend's state node takes. It sees each
 // that we write, since we never write it twice without a request in between.
 func (r *rig) history(domid, devid uint32) (values func() []string) {
-	path := pathsOf(0, Kind, domid, devid).back + "/state"
+	path := pathsOf(0, kind, domid, devid).back + "/state"
 	var mu sync.Mutex
 	var seen []string
 	look := func() {
@@ -69,7 +69,7 @@ func TestAttachServeDetach(t *testing.T) {
 
 func TestFeaturesAreThereBeforeConnected(t *testing.T) {
 	r := newRig(t)
-	back := pathsOf(0, Kind, guest, firstDevid).back
+	back := pathsOf(0, kind, guest, firstDevid).back
 	watcher := r.store.Store(guest)
 	defer watcher.Close()
 	r.ok(watcher.Watch(back, "back"))
@@ -134,7 +134,7 @@ func TestNodesThatFrontendsAndToolstacksNeed(t *testing.T) {
 	front := fmt.Sprintf("/local/domain/%d/device/vbd/51728", guest)
 	for path, want := range map[string]string{
 		"frontend": front, "frontend-id": "5", "online": "1", "state": "4", "removable": "1", "bootable": "1",
-		"dev": "xvdb", "type": Kind, "mode": "w", "device-type": "disk", "params": "raw:/images/test.raw",
+		"dev": "xvdb", "type": kind, "mode": "w", "device-type": "disk", "params": "raw:/images/test.raw",
 		"specification": "xen", "hotplug-status": "connected",
 		"sectors": "6144", "info": "0", "sector-size": "512", "physical-sector-size": "4096",
 		"feature-flush-cache": "1", "feature-barrier": "0",
@@ -284,7 +284,7 @@ func TestManyAttachAtOnceGetDifferentDevices(t *testing.T) {
 		if n != 1 {
 			t.Errorf("%s was given %d times", VdevName(devid), n)
 		}
-		p := pathsOf(0, Kind, guest, devid)
+		p := pathsOf(0, kind, guest, devid)
 		r.ok(removeNodes(conn, &p))
 	}
 }

@@ -32,7 +32,7 @@ func TestMiniOSPublishesConnectedAtOnce(t *testing.T) {
 func TestFrontendThatIsReadyBeforeTheBackendStillSeesInitWait(t *testing.T) {
 	r := newRig(t)
 	states := r.history(guest, firstDevid)
-	front := pathsOf(0, Kind, guest, firstDevid).front
+	front := pathsOf(0, kind, guest, firstDevid).front
 	// The frontend's driver is there while the nodes are made.
 	ring := r.honest()
 	ring["state"] = "3"

@@ -26,7 +26,7 @@ var errBusy = errors.New("requests are still inside the disk")
 
 // link is a connected vbd: the door to the hypervisor, the frontend's rings
 // and the queues on them. It is made at Connected and closed when the
-// frontend lets go. Ready and turns run on the loop; newLink, stop, drain,
+// frontend lets go. Ready and turns run on the loop; connectRing, stop, drain,
 // sever and close are the control goroutine's.
 type link struct {
 	domid   uint16
@@ -101,12 +101,13 @@ func (l *link) Ready(uint32) {
 	live := 0
 	for _, port := range l.ports[:n] {
 		for i, q := range l.queues {
-			if q.port == port && !l.parked[i] {
-				l.turn(i)
+			if q.port != port {
+				continue
 			}
+			l.turn(i)
 			// A parked queue's port stays masked: its guest may kick
 			// as it likes.
-			if q.port == port && !l.parked[i] {
+			if !l.parked[i] {
 				l.ports[live] = port
 				live++
 			}
@@ -176,13 +177,11 @@ func (l *link) stop() {
 }
 
 // drain waits until every pulled request is answered. It gives up when
-// giveUp fires.
-func (l *link) drain(giveUp <-chan time.Time, forced <-chan struct{}) error {
+// giveUp fires; nil never does.
+func (l *link) drain(giveUp <-chan time.Time) error {
 	for l.busy() > 0 {
 		select {
 		case <-l.idleC:
-		case <-forced:
-			return fmt.Errorf("%d %w", l.busy(), errBusy)
 		case <-giveUp:
 			return fmt.Errorf("%d %w", l.busy(), errBusy)
 		}

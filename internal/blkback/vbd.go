@@ -72,7 +72,7 @@ func (v *VBD) Name() string { return VdevName(v.devid) }
 func (v *VBD) BackendPath() string { return v.paths.back }
 
 // Detach asks the guest to let go of the device, and ends the vbd when it
-// has. Closed by Done.
+// has.
 func (v *VBD) Detach() { v.closeOnce[0].Do(func() { close(v.detach) }) }
 
 // Force ends the vbd without asking: the guest sees I/O errors or worse.
@@ -295,30 +295,23 @@ func (v *VBD) connect(back xs.State) error {
 // (blkif.h). Features that are not there are written as 0: MiniOS reads both
 // feature-barrier and feature-flush-cache.
 func (v *VBD) describe(info disk.Info) error {
-	flags := uint64(0)
+	flags := 0
 	if info.ReadOnly {
 		flags |= vdiskReadOnly
 	}
-	nodes := []struct {
-		name  string
-		value uint64
-	}{
-		{"feature-barrier", 0},
-		{"feature-flush-cache", 1},
-		{"feature-discard", 0},
-		{"feature-persistent", 0},
-		{"sectors", uint64(info.SizeBytes) / ring.SectorBytes},
-		{"info", flags},
-		{"sector-size", ring.SectorBytes},
-		{"physical-sector-size", uint64(physicalSector(info))},
+	nodes := []node{
+		{"feature-barrier", "0"},
+		{"feature-flush-cache", "1"},
+		{"feature-discard", "0"},
+		{"feature-persistent", "0"},
+		{"sectors", fmt.Sprint(info.SizeBytes / ring.SectorBytes)},
+		{"info", fmt.Sprint(flags)},
+		{"sector-size", fmt.Sprint(ring.SectorBytes)},
+		{"physical-sector-size", fmt.Sprint(physicalSector(info))},
+		{"hotplug-status", "connected"},
 	}
 	return v.b.conn.Transaction(func(tx *xs.Tx) error {
-		for _, n := range nodes {
-			if err := tx.Write(v.paths.back+"/"+n.name, fmt.Sprint(n.value)); err != nil {
-				return err
-			}
-		}
-		return tx.Write(v.paths.back+"/hotplug-status", "connected")
+		return writeAll(tx, v.paths.back, nodes)
 	})
 }
 
