@@ -7,7 +7,7 @@ import (
 	"xen-disk/ring"
 )
 
-var offered = ring.Limits{Sectors: 1 << 30, Flush: true}
+var offered = ring.Limits{Sectors: 1 << 30, Flush: true, Discard: true}
 
 // elevenSegments is the largest direct request: all of its slot is in use.
 func elevenSegments(id uint64) wire {
@@ -51,6 +51,9 @@ func TestBatchDoesNotAllocate(t *testing.T) {
 		allocs := testing.AllocsPerRun(1000, func() {
 			for i := range f.size {
 				f.encodeHead(f.slot(i), elevenSegmentsHead)
+				if i%2 == 1 {
+					f.encode(f.slot(i), wire{op: 5, b1: 1, id: 1, sector: 4096, nrSectors: 1 << 20})
+				}
 			}
 			f.reqPvt += f.size
 			f.push()
@@ -59,6 +62,9 @@ func TestBatchDoesNotAllocate(t *testing.T) {
 			}
 			if n := reqs[0].DataBytes(); n != 11*4096 {
 				t.Fatalf("a request of %d bytes, want %d", n, 11*4096)
+			}
+			if n := reqs[1].DiscardBytes(); n != 512<<20 {
+				t.Fatalf("a discard of %d bytes, want %d", n, 512<<20)
 			}
 		})
 		if allocs != 0 {

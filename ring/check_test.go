@@ -3,6 +3,7 @@ package ring_test
 import (
 	"fmt"
 	"math"
+	"math/big"
 	"testing"
 
 	"xen-disk/ring"
@@ -16,8 +17,11 @@ var (
 	readOnly = ring.Limits{Sectors: diskSectors, Flush: true, ReadOnly: true}
 	barriers = ring.Limits{Sectors: diskSectors, Barrier: true}
 	bare     = ring.Limits{Sectors: diskSectors}
-	empty    = ring.Limits{Flush: true}
-	huge     = ring.Limits{Sectors: math.MaxUint64}
+	empty    = ring.Limits{Flush: true, Discard: true}
+	huge     = ring.Limits{Sectors: math.MaxUint64, Discard: true}
+
+	discards         = ring.Limits{Sectors: diskSectors, Flush: true, Discard: true}
+	readOnlyDiscards = ring.Limits{Sectors: diskSectors, ReadOnly: true, Discard: true}
 )
 
 // data is a request of nr segments, each a whole page, at a sector.
@@ -32,6 +36,11 @@ func data(op, nr uint8, sector uint64) wire {
 // oneSegment is a request of one segment.
 func oneSegment(op uint8, sector uint64, first, last uint8) wire {
 	return wire{op: op, b1: 1, sector: sector, segs: []wireSegment{{8, first, last}}}
+}
+
+// discard is one without a flag.
+func discard(sector, nrSectors uint64) wire {
+	return wire{op: 5, sector: sector, nrSectors: nrSectors}
 }
 
 // nth spoils one segment of a request of eleven.
@@ -91,11 +100,30 @@ var refused = []checkCase{
 	{"barrier with data not offered", &writable, data(2, 1, 0), ring.StatusNotSupp},
 	{"flush not offered", &bare, data(3, 0, 0), ring.StatusNotSupp},
 	{"flush with data not offered", &bare, data(3, 1, 0), ring.StatusNotSupp},
-	{"discard not offered", &writable, wire{op: 5, nrSectors: 8}, ring.StatusNotSupp},
-	{"discard of a read-only vbd", &readOnly, wire{op: 5, nrSectors: 8}, ring.StatusNotSupp},
-	{"secure discard", &writable, wire{op: 5, b1: 1, nrSectors: 8}, ring.StatusNotSupp},
-	{"discard flag 255", &writable, wire{op: 5, b1: 255, nrSectors: 8}, ring.StatusNotSupp},
-	{"discard of 2^64-1 sectors", &writable, wire{op: 5, nrSectors: math.MaxUint64}, ring.StatusNotSupp},
+	{"discard not offered", &writable, discard(0, 8), ring.StatusNotSupp},
+	{"discard not offered of a read-only vbd", &readOnly, discard(0, 8), ring.StatusNotSupp},
+	{"discard not offered of 2^64-1 sectors", &writable, discard(0, math.MaxUint64), ring.StatusNotSupp},
+	{"secure discard not offered", &writable, wire{op: 5, b1: 1, nrSectors: 8}, ring.StatusNotSupp},
+
+	{"discard of a read-only vbd", &readOnlyDiscards, discard(0, 8), ring.StatusError},
+	{"discard of no sector of a read-only vbd", &readOnlyDiscards, discard(0, 0), ring.StatusError},
+	{"discard of one sector past the end", &discards, discard(diskSectors, 1), ring.StatusError},
+	{"discard of the last sector and one more", &discards, discard(diskSectors-1, 2), ring.StatusError},
+	{"discard of the whole vbd and one more", &discards, discard(0, diskSectors+1), ring.StatusError},
+	{"discard of no sector past the end", &discards, discard(diskSectors+1, 0), ring.StatusError},
+	{"discard of no sector at 2^64-1", &discards, discard(math.MaxUint64, 0), ring.StatusError},
+	{"discard of 2^64-1 sectors", &discards, discard(0, math.MaxUint64), ring.StatusError},
+	{"discard of 2^64-1 sectors from 1, which wraps to 0", &discards, discard(1, math.MaxUint64), ring.StatusError},
+	{"discard of 2^64-8 sectors from 16, which wraps to 8", &discards, discard(16, 1<<64-8), ring.StatusError},
+	{"discard at 2^64-1 of two sectors, which wraps to 1", &discards, discard(math.MaxUint64, 2), ring.StatusError},
+	{"discard at 2^63 of 2^63 sectors, which wraps to 0", &discards, discard(1<<63, 1<<63), ring.StatusError},
+	{"discard whose length in bytes wraps int64", &discards, discard(0, 1<<54), ring.StatusError},
+	{"discard whose length in bytes wraps to 0", &discards, discard(0, 1<<55), ring.StatusError},
+	{"discard whose length in bytes wraps to 4096", &discards, discard(0, 1<<55|8), ring.StatusError},
+	{"discard whose byte offset wraps to 4096", &discards, discard(1<<55|8, 8), ring.StatusError},
+	{"discard of an empty vbd", &empty, discard(0, 1), ring.StatusError},
+	{"secure discard past the end", &discards, wire{op: 5, b1: 1, sector: diskSectors, nrSectors: 1}, ring.StatusError},
+
 	{"indirect not offered", &writable, wire{op: 6, b1: 0, b2: 32}, ring.StatusNotSupp},
 	{"indirect of no segment", &writable, wire{op: 6, b1: 1, b2: 0}, ring.StatusNotSupp},
 	{"indirect of 65535 segments", &writable, wire{op: 6, b1: 0, b2: 65535}, ring.StatusNotSupp},
@@ -120,6 +148,16 @@ var served = []checkCase{
 	{"flush with data", &writable, data(3, 2, 0), ring.StatusOK},
 	{"barrier", &barriers, data(2, 0, 0), ring.StatusOK},
 	{"barrier with data", &barriers, data(2, 11, 0), ring.StatusOK},
+	{"discard of the first sector", &discards, discard(0, 1), ring.StatusOK},
+	{"discard of the last sector", &discards, discard(diskSectors-1, 1), ring.StatusOK},
+	{"discard of the whole vbd", &discards, discard(0, diskSectors), ring.StatusOK},
+	{"discard of all sectors there are", &huge, discard(0, math.MaxUint64), ring.StatusOK},
+	{"discard of no sector", &discards, discard(8, 0), ring.StatusOK},
+	{"discard of no sector at the end", &discards, discard(diskSectors, 0), ring.StatusOK},
+	{"discard of no sector of an empty vbd", &empty, discard(0, 0), ring.StatusOK},
+	{"discard that asks to be secure", &discards, wire{op: 5, b1: 1, nrSectors: 8}, ring.StatusOK},
+	{"discard with rubbish for a flag", &discards, wire{op: 5, b1: 255, nrSectors: 8}, ring.StatusOK},
+	{"discard with the handle of another vbd", &discards, wire{op: 5, b2: 0xffff, nrSectors: 8}, ring.StatusOK},
 	{"one grant twice", &writable, wire{op: 1, b1: 2, segs: []wireSegment{{8, 0, 7}, {8, 0, 7}}}, ring.StatusOK},
 	{"grants 0 and 2^32-1", &writable, wire{op: 0, b1: 2, segs: []wireSegment{{0, 0, 7}, {math.MaxUint32, 0, 7}}}, ring.StatusOK},
 	{"handle of another vbd", &writable, wire{op: 0, b1: 1, b2: 0xffff, segs: []wireSegment{{8, 0, 0}}}, ring.StatusOK},
@@ -176,6 +214,10 @@ func TestCheck(t *testing.T) {
 // way than Check does.
 func wantInBounds(tb testing.TB, r *ring.Request, l *ring.Limits) {
 	tb.Helper()
+	if r.Op == ring.OpDiscard {
+		wantDiscardInBounds(tb, r, l)
+		return
+	}
 	if r.Op > ring.OpFlush {
 		tb.Fatalf("%v passed", r.Op)
 	}
@@ -210,6 +252,53 @@ func wantInBounds(tb testing.TB, r *ring.Request, l *ring.Limits) {
 	}
 }
 
+// wantDiscardInBounds is wantInBounds with numbers that do not wrap.
+func wantDiscardInBounds(tb testing.TB, r *ring.Request, l *ring.Limits) {
+	tb.Helper()
+	if l.ReadOnly || !l.Discard {
+		tb.Fatalf("a discard passed with %+v", l)
+	}
+	if len(r.Segments()) != 0 || r.DataBytes() != 0 {
+		tb.Fatalf("a discard has %d segments of %d bytes", r.NrSegs, r.DataBytes())
+	}
+	end := new(big.Int).SetUint64(r.Sector)
+	end.Add(end, new(big.Int).SetUint64(r.NrSectors))
+	if end.Cmp(new(big.Int).SetUint64(l.Sectors)) > 0 {
+		tb.Fatalf("a discard of %d sectors from %d passed on a vbd of %d", r.NrSectors, r.Sector, l.Sectors)
+	}
+	if l.Sectors < 1<<54 && r.DiscardBytes()/512 != int64(r.NrSectors) {
+		tb.Fatalf("a discard of %d sectors is %d bytes", r.NrSectors, r.DiscardBytes())
+	}
+}
+
+// TestDiscardHasNoSegments: what lies where another request has its segments,
+// and the byte that counts them, mean nothing in a discard.
+func TestDiscardHasNoSegments(t *testing.T) {
+	for _, abi := range append([]ring.ABI{ring.Native}, abis...) {
+		f, b := pair(t, 1, abi, 0)
+		for flag := range 256 {
+			slot := f.slot(f.reqPvt)
+			for i := range slot {
+				slot[i] = 0xff
+			}
+			r := roundTrip(t, f, b, wire{op: 5, b1: uint8(flag), b2: 0xffff, id: 7, sector: 1, nrSectors: 2})
+			want := ring.Request{Op: ring.OpDiscard, ID: 7, Flag: uint8(flag), Sector: 1, NrSectors: 2}
+			if *r != want {
+				t.Fatalf("%v: got %+v, want %+v", abi, *r, want)
+			}
+			if r.AnswerOp() != ring.OpDiscard || ring.Check(r, &discards) != ring.StatusOK {
+				t.Fatalf("%v, flag %d: answered as %v with %d", abi, flag, r.AnswerOp(), ring.Check(r, &discards))
+			}
+			wantInBounds(t, r, &discards)
+			b.Put(r.ID, r.AnswerOp(), ring.StatusOK)
+			b.Publish()
+			if _, err := f.take(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 func TestSegmentBytes(t *testing.T) {
 	for first := range uint8(8) {
 		for last := first; last < 8; last++ {
@@ -225,6 +314,10 @@ func TestSegmentBytes(t *testing.T) {
 	r := ring.Request{Sector: 1 << 32}
 	if got := r.Offset(); got != 1<<41 {
 		t.Errorf("offset of sector 2^32: got %d, want 2^41", got)
+	}
+	r.NrSectors = 1 << 33
+	if got := r.DiscardBytes(); got != 1<<42 {
+		t.Errorf("a discard of 2^33 sectors: got %d bytes, want 2^42", got)
 	}
 }
 

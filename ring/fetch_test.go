@@ -48,35 +48,60 @@ func (m *mutator) wait(t *testing.T) {
 	}
 }
 
+// pick is honest in one turn and lies in another.
+func pick(bit uint64, honest, lie byte) byte {
+	if bit&1 == 0 {
+		return honest
+	}
+	return lie
+}
+
 // TestDoubleFetch is XSA-155: the guest flips what was checked between the
 // check and the use.
 func TestDoubleFetch(t *testing.T) {
 	for _, abi := range abis {
-		t.Run(abi.String(), func(t *testing.T) { doubleFetch(t, abi) })
+		t.Run(abi.String(), func(t *testing.T) {
+			// The id of the response lies over operation and nr_segments:
+			// a write of one segment, where the mutator has not been since.
+			doubleFetch(t, abi, elevenSegments(0), 0x0101, func(f *front, slot []byte, turn uint64) {
+				slot[1] = pick(turn, 1, 255)
+				slot[f.sectAt+7] = pick(turn>>2, 0, 255)
+				for i := range 11 {
+					slot[f.segAt+8*i+5] = pick(turn>>1, 7, 255)
+				}
+			})
+		})
 	}
 }
 
-func doubleFetch(t *testing.T, abi ring.ABI) {
+// TestDiscardDoubleFetch: nothing bounds the length of a discard but its
+// check, and half of a length is another length.
+func TestDiscardDoubleFetch(t *testing.T) {
+	for _, abi := range abis {
+		t.Run(abi.String(), func(t *testing.T) {
+			doubleFetch(t, abi, discard(1<<16, 1<<16), 0x0105, func(f *front, slot []byte, turn uint64) {
+				slot[0] = pick(turn>>4, 5, 1)
+				slot[1] = pick(turn>>3, 0, 255)
+				slot[f.sectAt+7] = pick(turn>>2, 0, 255)
+				for i := range 8 {
+					slot[f.segAt+i] = pick(turn, 0, 255)
+				}
+				slot[f.segAt+7] = pick(turn>>1, 0, 0x80)
+			})
+		})
+	}
+}
+
+// doubleFetch pulls one request again and again while flip rewrites its slot.
+// id is that of its responses, the first bytes of the slot when flip is slow.
+func doubleFetch(t *testing.T, abi ring.ABI, w wire, id uint64, flip func(f *front, slot []byte, turn uint64)) {
 	f, b := pair(t, 1, abi, 0)
 	for i := range f.size {
-		f.encode(f.slot(i), elevenSegments(uint64(i)))
+		f.encode(f.slot(i), w)
 	}
 	slot := f.slot(0)
-	pick := func(bit uint64, honest, lie byte) byte {
-		if bit&1 == 0 {
-			return honest
-		}
-		return lie
-	}
-	flip := func(turn uint64) {
-		slot[1] = pick(turn, 1, 255)
-		slot[f.sectAt+7] = pick(turn>>2, 0, 255)
-		for i := range 11 {
-			slot[f.segAt+8*i+5] = pick(turn>>1, 7, 255)
-		}
-	}
-	m := mutate(t, flip)
-	limits := ring.Limits{Sectors: 1 << 20}
+	m := mutate(t, func(turn uint64) { flip(f, slot, turn) })
+	limits := ring.Limits{Sectors: 1 << 20, Discard: true}
 	passed, failed := 0, 0
 	end := time.Now().Add(deadline)
 	for turn := 0; turn < 2000 || passed == 0 || failed == 0; turn++ {
@@ -109,9 +134,7 @@ func doubleFetch(t *testing.T, abi ring.ABI) {
 			b.Pull(&other)
 		}
 		for range f.size {
-			// The id lies over operation and nr_segments: a write of
-			// one segment, where the mutator has not been since.
-			b.Put(0x0101, ring.OpWrite, ring.StatusOK)
+			b.Put(id, ring.OpWrite, ring.StatusOK)
 		}
 		b.Publish()
 		if _, err := f.take(); err != nil {
@@ -173,9 +196,10 @@ func TestProducerFlips(t *testing.T) {
 func TestPulledRequestNeedsNoRing(t *testing.T) {
 	for _, abi := range abis {
 		f, b := pair(t, 1, abi, 0)
-		for i := range uint64(f.size) {
+		for i := range uint64(f.size) - 1 {
 			f.put(elevenSegments(i))
 		}
+		f.put(wire{op: 5, b1: 1, id: 31, sector: 4096, nrSectors: 1})
 		f.push()
 		reqs := make([]ring.Request, pending(t, b))
 		for i := range reqs {
@@ -189,7 +213,11 @@ func TestPulledRequestNeedsNoRing(t *testing.T) {
 			if got := ring.Check(r, &offered); got != ring.StatusOK {
 				t.Errorf("Check: got %d", got)
 			}
-			if r.ID != uint64(i) || r.AnswerOp() != ring.OpWrite || r.Offset() != 4096*512 {
+			op := ring.OpWrite
+			if i == 31 {
+				op = ring.OpDiscard
+			}
+			if r.ID != uint64(i) || r.AnswerOp() != op || r.Offset() != 4096*512 {
 				t.Errorf("request %d: %+v", i, r)
 			}
 			wantInBounds(t, r, &offered)

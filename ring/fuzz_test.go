@@ -20,6 +20,9 @@ func FuzzPage(f *testing.F) {
 	f.Add([]byte{33, 0, 0, 0}, uint8(1), uint8(0))
 	f.Add([]byte{255, 255, 255, 255}, uint8(0), uint8(7))
 	f.Add(bytes.Repeat([]byte{0xff}, 4096), uint8(1), uint8(1))
+	for _, abi := range abis {
+		f.Add(discardPage(f, abi), uint8(abi), uint8(2))
+	}
 	f.Fuzz(func(t *testing.T, page []byte, abi, hold uint8) {
 		mem := mapRing(t, 1)
 		copy(mem, page)
@@ -34,10 +37,20 @@ func FuzzPage(f *testing.F) {
 	})
 }
 
+// discardPage is a ring full of discards, of lengths that wrap and that do not.
+func discardPage(tb testing.TB, abi ring.ABI) []byte {
+	f := newFront(mapRing(tb, 1), abi, 0)
+	for i := range uint64(f.size) {
+		f.put(wire{op: 5, b1: uint8(i), id: i, sector: i << (i * 2), nrSectors: math.MaxUint64 << (i * 2)})
+	}
+	f.push()
+	return bytes.Clone(f.mem)
+}
+
 // drivePage serves what a page asks for. Up to hold requests stay unanswered
 // each turn; req_prod moves on by what the requests' ids say, at times too far.
 func drivePage(t *testing.T, mem []byte, b *ring.Back, hold int) {
-	limits := ring.Limits{Sectors: 1 << 40, Flush: true, Barrier: true}
+	limits := ring.Limits{Sectors: 1 << 40, Flush: true, Barrier: true, Discard: true}
 	arena := make([]ring.Request, b.Size())
 	var free, busy []int
 	for i := range arena {
@@ -120,6 +133,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte{0, 12}, uint8(1), uint32(31))
 	f.Add([]byte{3, 255}, uint8(2), uint32(math.MaxUint32))
 	f.Add([]byte{255, 1}, uint8(0), uint32(math.MaxUint32-1))
+	f.Add(append([]byte{5}, bytes.Repeat([]byte{0xff}, 31)...), uint8(2), uint32(7))
+	f.Add(append([]byte{5}, bytes.Repeat([]byte{0xff}, 31)...), uint8(1), uint32(31))
 	f.Fuzz(func(t *testing.T, data []byte, abiByte uint8, index uint32) {
 		abi := abiOf(abiByte)
 		front, b := pair(t, 1, abi, index)
@@ -140,9 +155,9 @@ func FuzzDecode(f *testing.F) {
 		if got != want {
 			t.Fatalf("\ngot  %+v\nwant %+v (%d segments)", got, want, segs)
 		}
-		status := ring.Check(&got, &writable)
+		status := ring.Check(&got, &discards)
 		if status == ring.StatusOK {
-			wantInBounds(t, &got, &writable)
+			wantInBounds(t, &got, &discards)
 		}
 		wantAnswer(t, front, b, &got, status, before)
 	})

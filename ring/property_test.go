@@ -65,7 +65,12 @@ func crosses(old, now, event uint32) bool {
 // request makes an honest request.
 func (m *model) request() wire {
 	m.made++
-	w := wire{op: uint8(m.rnd.IntN(4)), id: m.made * 0x9e3779b97f4a7c15, sector: m.rnd.Uint64N(1 << 20)}
+	ops := []uint8{0, 1, 2, 3, 5}
+	w := wire{op: ops[m.rnd.IntN(len(ops))], id: m.made * 0x9e3779b97f4a7c15, sector: m.rnd.Uint64N(1 << 20)}
+	if w.op == 5 {
+		w.b1, w.b2, w.nrSectors = uint8(m.rnd.IntN(2)), uint16(m.rnd.Uint32()), m.rnd.Uint64()
+		return w
+	}
 	if w.op < 2 || m.rnd.IntN(4) == 0 {
 		w.b1 = uint8(1 + m.rnd.IntN(11))
 	}
@@ -125,7 +130,11 @@ func (m *model) wantRequest(r *ring.Request) {
 	if !ok || m.waiting[0] != r.ID {
 		m.t.Fatalf("pulled id %#x, want %#x", r.ID, m.waiting[0])
 	}
-	if uint8(r.Op) != w.op || r.Sector != w.sector || r.NrSegs != uint16(w.b1) {
+	nrSegs, flag := uint16(w.b1), uint8(0)
+	if w.op == 5 {
+		nrSegs, flag = 0, w.b1
+	}
+	if uint8(r.Op) != w.op || r.Sector != w.sector || r.NrSegs != nrSegs || r.Flag != flag || r.NrSectors != w.nrSectors {
 		m.t.Fatalf("got %+v, want %+v", r, w)
 	}
 	for i, s := range w.segs {

@@ -80,7 +80,7 @@ type Request struct {
 	NrSectors uint64 // of a discard
 	Op        Op
 	Inner     Op     // of an indirect request: what it asks for
-	Flag      uint8  // of a discard: bit 0 asks for a secure one
+	Flag      uint8  // of a discard: bit 0 asks for a secure one; see Check
 	NrSegs    uint16 // as the guest sent it; Segs holds no more than MaxSegments
 	Segs      [MaxSegments]Segment
 }
@@ -108,9 +108,13 @@ func (r *Request) DataBytes() int {
 }
 
 // Offset is where on the disk a request that passed Check begins, in bytes.
-// It means nothing if the request has no segments: then Check has not looked
-// at Sector.
+// It means nothing of a flush or barrier without segments: then Check has not
+// looked at Sector.
 func (r *Request) Offset() int64 { return int64(r.Sector) * SectorBytes }
+
+// DiscardBytes is how much a discard that passed Check gives back. It may be
+// none, and as much as the whole vbd.
+func (r *Request) DiscardBytes() int64 { return int64(r.NrSectors) * SectorBytes }
 
 // Limits are what a vbd offers. A request outside them is refused.
 type Limits struct {
@@ -118,11 +122,19 @@ type Limits struct {
 	ReadOnly bool
 	Flush    bool // feature-flush-cache
 	Barrier  bool // feature-barrier
+	Discard  bool // feature-discard; discard-secure is never offered
+}
+
+// inside reports whether n sectors from first on are on the vbd. The
+// subtraction cannot wrap once n <= Sectors.
+func (l *Limits) inside(first, n uint64) bool {
+	return n <= l.Sectors && first <= l.Sectors-n
 }
 
 // Check decides whether a request may be served; StatusOK means yes, anything
 // else is the answer. It applies the rules that Linux' xen-blkback applies
-// (dispatch_rw_block_io, xen_vbd_translate), on the private copy only.
+// (dispatch_rw_block_io, dispatch_discard_io, xen_vbd_translate), on the
+// private copy only.
 func Check(r *Request, l *Limits) Status {
 	switch r.Op {
 	case OpRead, OpWrite:
@@ -131,8 +143,10 @@ func Check(r *Request, l *Limits) Status {
 		return checkFlush(r, l, l.Flush)
 	case OpBarrier:
 		return checkFlush(r, l, l.Barrier)
+	case OpDiscard:
+		return checkDiscard(r, l)
 	}
-	// Discard and indirect requests are not offered; the rest is unknown.
+	// Indirect requests are not offered; the rest is unknown.
 	return StatusNotSupp
 }
 
@@ -164,8 +178,30 @@ func checkData(r *Request, l *Limits) Status {
 		}
 		n += uint64(s.Last-s.First) + 1
 	}
-	// n is at most 88, so the subtraction cannot wrap once n <= Sectors.
-	if n > l.Sectors || r.Sector > l.Sectors-n {
+	if !l.inside(r.Sector, n) {
+		return StatusError
+	}
+	return StatusOK
+}
+
+// checkDiscard lets a discard through that lies on a vbd that may be written
+// (CVE-2013-2140: it erases as a write does). Three things are no reason to
+// refuse one:
+//
+//   - That it is of no sectors. SCSI's UNMAP may be, and win-xenvbd passes it
+//     on (RingPrepareUnmap).
+//   - That it is not aligned to discard-granularity, as blkif.h wants it.
+//     Linux' blkfront does not see to it, nor xen-blkback.
+//   - Its flag. BLKIF_DISCARD_SECURE is "ignored if discard-secure=0" (blkif.h),
+//     which is what is offered, and early win-xenvbd leaves in that byte what
+//     the slot had there (__FrontendInsertRequestOnRing). StatusNotSupp would
+//     not mean "not secure" to a frontend but the end of all discards
+//     (blkfront, blkif_interrupt; win-xenvbd, FrontendRemoveFeature).
+func checkDiscard(r *Request, l *Limits) Status {
+	if !l.Discard {
+		return StatusNotSupp
+	}
+	if l.ReadOnly || !l.inside(r.Sector, r.NrSectors) {
 		return StatusError
 	}
 	return StatusOK
