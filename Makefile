@@ -10,7 +10,7 @@ BUILD = $(GO) build -trimpath -ldflags '-s -w -X main.commit=$(COMMIT)'
 MAXBYTES := 12582912
 export CGO_ENABLED = 0
 
-.PHONY: build demo test check deps fmt vet unit race fuzz static lab bench clean
+.PHONY: build demo test check deps fmt vet unit race fuzz static interop judges lab bench clean
 
 build: ## the static binary, bin/xen-disk
 	$(BUILD) -o bin/xen-disk .
@@ -18,31 +18,43 @@ build: ## the static binary, bin/xen-disk
 demo: ## boots real Xen and runs the two examples of the README on it
 	$(GO) run ./internal/lab/demo
 
-test: deps check race fuzz static lab ## everything; what CI runs
+test: deps check race fuzz static interop lab ## everything; what CI runs
 
 check: fmt vet unit ## the inner loop
 
 # What the tests need and a bare Debian may lack: gcc for the race detector,
 # file to look at the binary, losetup and mkfs for block devices.
 deps:
-	@PATH=$$PATH:/sbin:/usr/sbin; missing=; \
-	for p in gcc:gcc file:file losetup:util-linux mkfs.ext2:e2fsprogs; do \
-		command -v $${p%%:*} >/dev/null || missing="$$missing $${p#*:}"; \
-	done; \
-	test -e /usr/include/stdlib.h || missing="$$missing libc6-dev"; \
-	if [ -n "$$missing" ]; then \
-		apt-get update -q && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -q -y --no-install-recommends $$missing; \
-	fi
+	$(call install,gcc:gcc file:file losetup:util-linux mkfs.ext2:e2fsprogs \
+		/usr/include/stdlib.h:libc6-dev)
+
+# Other people's programs, which judge our images and our NBD server.
+judges:
+	$(call install,qemu-img:qemu-utils qemu-io:qemu-utils 7zz:7zip \
+		vhdimount:libvhdi-utils fusermount:fuse3 fio:fio nbdcopy:libnbd-bin)
+
+# install takes command:package pairs, or file:package, and installs the
+# packages of those that are missing.
+define install
+@PATH=$$PATH:/sbin:/usr/sbin; missing=; \
+for p in $(1); do \
+	command -v $${p%%:*} >/dev/null || test -e $${p%%:*} || \
+		missing="$$missing $${p#*:}"; \
+done; \
+if [ -n "$$missing" ]; then \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	apt-get install -q -y --no-install-recommends $$missing; \
+fi
+endef
 
 fmt:
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
 
 vet:
 	$(GO) vet ./...
-	$(GO) vet -tags lab,realxenstored ./...
+	$(GO) vet -tags lab,realxenstored,interop ./...
 	$(GO) run $(STATICCHECK) ./...
-	$(GO) run $(STATICCHECK) -tags lab,realxenstored ./...
+	$(GO) run $(STATICCHECK) -tags lab,realxenstored,interop ./...
 
 unit:
 	$(GO) test ./...
@@ -68,6 +80,10 @@ static:
 			echo "bin/xen-disk-$$arch is a dynamic executable"; exit 1; fi; \
 		test $$(stat -c %s bin/xen-disk-$$arch) -lt $(MAXBYTES); \
 	done
+
+# Our images and our NBD server before other programs.
+interop: judges
+	$(GO) test -tags interop -count 1 -timeout 30m ./vhd/... ./nbd/... ./internal/cli/...
 
 # Real Xen, real guests; one machine at a time.
 lab:
