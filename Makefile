@@ -86,12 +86,14 @@ interop: judges
 	$(GO) test -tags interop -count 1 -timeout 30m ./vhd/... ./nbd/... ./internal/cli/...
 
 # Real Xen, real guests; one machine at a time.
-lab:
+lab: judges
 	$(GO) test -tags lab -p 1 -count 1 -timeout 60m -v ./internal/lab/...
 
 # The code around the copies, on the pretend machine: ratios, not Xen's speed.
-bench:
+# Then VHD beside QEMU, into docs/performance/vhd.md.
+bench: build judges
 	$(GO) test -run '^$$' -bench . ./ring ./reactor ./internal/blkback
+	$(GO) run ./internal/bench
 
 clean:
 	rm -rf bin

@@ -33,6 +33,7 @@ var rooms = map[string][]string{
 	"nbd":              {"disk", sys},
 	"internal/fakexen": {"grant", sys},
 	"internal/lab":     {sys},
+	"internal/bench":   {},
 	"internal/house":   {},
 }
 

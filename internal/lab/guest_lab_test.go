@@ -73,7 +73,7 @@ func TestGuestTools(t *testing.T) {
 		modprobe loop
 		modprobe ext4
 		fio --version
-		for tool in mkfs.ext3 mkfs.ext4 fsck.ext4 e2fsck blkdiscard blockdev sha256sum dd losetup; do
+		for tool in mkfs.ext3 mkfs.ext4 fsck.ext4 e2fsck blkdiscard fstrim blockdev sha256sum dd losetup; do
 			command -v $tool
 		done
 		dd if=/dev/nullb0 of=/dev/null iflag=direct bs=1M count=4 2>/dev/null

@@ -46,7 +46,7 @@ type image struct {
 
 var shell = []string{
 	"/bin/dash", "/bin/busybox", "/bin/dd", "/bin/sync", "/usr/bin/sha256sum", "/usr/bin/flock",
-	"/sbin/blockdev", "/sbin/blkdiscard", "/sbin/losetup",
+	"/sbin/blockdev", "/sbin/blkdiscard", "/sbin/fstrim", "/sbin/losetup",
 	"/sbin/mke2fs", "/sbin/mkfs.ext[34]", "/sbin/e2fsck", "/sbin/fsck.ext[34]",
 	"/sbin/dumpe2fs", "/sbin/debugfs",
 }
