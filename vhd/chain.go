@@ -21,7 +21,8 @@ type Options struct {
 	AnyParent bool
 	// MaxDepth bounds the number of images in a chain; 0 is DefaultMaxDepth.
 	MaxDepth int
-	// OpenFile opens the files of the chain; nil is [OpenFile].
+	// OpenFile opens the files of the chain; nil is [OpenFile]. Where a child
+	// may not name any file of the host as its parent, this is what refuses.
 	OpenFile OpenFunc
 	// CommitInterval is how long metadata of completed writes may stay in
 	// memory without a flush; 0 is one second, less than 0 is for ever.
@@ -31,20 +32,72 @@ type Options struct {
 // DefaultMaxDepth bounds chains: XenServer's storage manager stops at 30.
 const DefaultMaxDepth = 64
 
-// openChain opens an image and all that it stands on, the leaf first. The last
-// one has no parent. On error nothing stays open.
-func openChain(path string, o *Options) (chain []*image, err error) {
-	open := o.OpenFile
-	if open == nil {
-		open = OpenFile
+func (o *Options) open(path string, write bool) (File, error) {
+	if o.OpenFile == nil {
+		return OpenFile(path, write)
 	}
-	file, err := open(path, !o.ReadOnly)
+	return o.OpenFile(path, write)
+}
+
+// openChain opens an image and all that it stands on, the leaf first; parents
+// for reading only. The last one has no parent. On error nothing stays open.
+func openChain(path string, o *Options) (chain []*image, err error) {
+	leaf, err := openImage(path, !o.ReadOnly, o)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	chain = []*image{leaf}
+	if !o.ReadOnly {
+		err = leaf.writable()
+	}
+	if err == nil {
+		chain, err = extendChain(chain, o)
+	}
+	if err != nil {
+		return nil, errors.Join(err, closeChain(chain))
+	}
+	return chain, nil
+}
+
+// extendChain opens parents until an image has none. It returns as much of the
+// chain as there is, even on error.
+func extendChain(chain []*image, o *Options) ([]*image, error) {
+	most := o.MaxDepth
+	if most == 0 {
+		most = DefaultMaxDepth
+	}
+	for chain[len(chain)-1].footer.Type == TypeDifferencing {
+		if len(chain) >= most {
+			return chain, fmt.Errorf("open the parent of %s: %w: %d images", chain[len(chain)-1].path, ErrTooDeep, most)
+		}
+		parent, err := openParent(chain, o)
+		if err != nil {
+			return chain, err
+		}
+		chain = append(chain, parent)
+	}
+	return chain, nil
+}
+
+// closeChain closes the files of a chain.
+func closeChain(chain []*image) error {
+	var errs []error
+	for _, m := range chain {
+		errs = append(errs, m.file.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// openImage opens and reads one file.
+func openImage(path string, write bool, o *Options) (*image, error) {
+	file, err := o.open(path, write)
 	if err != nil {
 		return nil, err
 	}
 	m, err := readImage(path, file)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), file.Close())
+		return nil, errors.Join(err, file.Close())
 	}
-	return []*image{m}, nil
+	m.found = foundAsLeaf
+	return m, nil
 }

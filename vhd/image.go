@@ -13,6 +13,8 @@ import (
 type image struct {
 	path   string
 	file   File
+	found  string // how the chain came to it: see Attempt
+	raw    bool   // no VHD but the bytes of a disk; footer says fixed
 	footer Footer
 	header Header // zero for a fixed image
 	// bat holds the BAT in host order, one entry a block that the virtual
@@ -103,6 +105,24 @@ func readImage(path string, file File) (*image, error) {
 	}
 	return m, nil
 }
+
+// readRaw makes an image of a file that is no VHD, whatever its bytes say: all
+// of it is data.
+func readRaw(path string, file File) (*image, error) {
+	m := &image{path: path, file: file, footerAt: -1, raw: true}
+	var err error
+	if m.fileBytes, err = file.Size(); err != nil {
+		return nil, err
+	}
+	m.footer.Type = TypeFixed
+	m.sizeBytes = m.fileBytes / SectorBytes * SectorBytes
+	m.footer.CurrentSize = uint64(m.sizeBytes)
+	m.dataEnd = m.sizeBytes
+	return m, nil
+}
+
+// writable says why an image must not be written before it is repaired.
+func (m *image) writable() error { return nil }
 
 func (m *image) readFooter() error {
 	b, err := m.read(m.fileBytes-footerBytes, footerBytes)
