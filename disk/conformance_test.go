@@ -23,32 +23,31 @@ const (
 )
 
 func TestConformance(t *testing.T) {
-	file := func(f Format, sizeBytes int) func(t *testing.T) subject {
-		return func(t *testing.T) subject { return imageSubject(image(t, sizeBytes), f) }
-	}
-	block := func(f Format) func(t *testing.T) subject {
-		return func(t *testing.T) subject {
-			return imageSubject(loop(t, image(t, subjectBytes)), f)
-		}
+	on := func(store func(*testing.T, int) string, sizeBytes int, f Format) func(t *testing.T) subject {
+		return func(t *testing.T) subject { return imageSubject(store(t, sizeBytes), f) }
 	}
 	for _, c := range []struct {
 		name string
 		make func(t *testing.T) subject
 	}{
 		{"discard", func(*testing.T) subject { return imageSubject("", Discard) }},
-		{"raw file", file(Raw, subjectBytes)},
-		{"raw file with tail", file(Raw, subjectBytes+tailBytes)},
-		{"raw file of one sector", file(Raw, sectorBytes)},
-		{"raw block device", block(Raw)},
-		{"mmap file", file(Mmap, subjectBytes)},
-		{"mmap file with tail", file(Mmap, subjectBytes+tailBytes)},
-		{"mmap file of one sector", file(Mmap, sectorBytes)},
-		{"mmap block device", block(Mmap)},
+		{"raw file with tail", on(image, subjectBytes+tailBytes, Raw)},
+		{"raw file of one sector", on(image, sectorBytes, Raw)},
+		{"mmap file with tail", on(image, subjectBytes+tailBytes, Mmap)},
+		{"mmap file of one sector", on(image, sectorBytes, Mmap)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			noLeaks(t)
 			testDisk(t, c.make(t))
 		})
+	}
+	for _, s := range allStores() {
+		for _, f := range []Format{Raw, Mmap} {
+			t.Run(f.String()+" on "+s.name, func(t *testing.T) {
+				noLeaks(t)
+				testDisk(t, imageSubject(s.make(t, subjectBytes), f))
+			})
+		}
 	}
 }
 
@@ -76,6 +75,7 @@ func testDisk(t *testing.T, s subject) {
 		{"concurrent", testConcurrent},
 		{"close twice", testCloseTwice},
 		{"close while busy", testCloseWhileBusy},
+		{"space", testSpace},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			noLeaks(t)
@@ -115,53 +115,6 @@ func readAll(t *testing.T, d Disk) []byte {
 		t.Fatalf("read all: %d of %d, %v", n, len(b), err)
 	}
 	return b
-}
-
-func testModel(t *testing.T, s subject) {
-	r := random(t)
-	d := s.open(t, Options{})
-	sectors := min(d.Info().SizeBytes, subjectBytes) / sectorBytes
-	model := make([]byte, sectors*sectorBytes)
-	if n, err := d.ReadAt(model, 0); n != len(model) || err != nil {
-		t.Fatal(n, err)
-	}
-	buf := make([]byte, len(model))
-	for step := range 2000 {
-		first := r.Int64N(sectors)
-		count := 1 + r.Int64N(min(64, sectors-first))
-		off, p := first*sectorBytes, buf[:count*sectorBytes]
-		want := model[off : off+int64(len(p))]
-		switch k := r.IntN(100); {
-		case k < 50:
-			fill(r, p)
-			if n, err := d.WriteAt(p, off); n != len(p) || err != nil {
-				t.Fatalf("step %d: write %d at %d: %d, %v", step, len(p), off, n, err)
-			}
-			if s.keeps {
-				copy(want, p)
-			}
-		case k < 98:
-			fill(r, p)
-			if n, err := d.ReadAt(p, off); n != len(p) || err != nil {
-				t.Fatalf("step %d: read %d at %d: %d, %v", step, len(p), off, n, err)
-			}
-			if !bytes.Equal(p, want) {
-				t.Fatalf("step %d: read %d at %d differs from the model", step, len(p), off)
-			}
-		case k < 99:
-			if err := d.Flush(); err != nil {
-				t.Fatalf("step %d: %v", step, err)
-			}
-		default:
-			if err := d.Close(); err != nil {
-				t.Fatalf("step %d: %v", step, err)
-			}
-			d = s.open(t, Options{})
-		}
-	}
-	if s.keeps && !bytes.Equal(readAll(t, d), model) {
-		t.Fatal("the disk differs from the model at the end")
-	}
 }
 
 func testBoundaries(t *testing.T, s subject) {
@@ -303,25 +256,32 @@ func testCloseTwice(t *testing.T, s subject) {
 	}
 }
 
-// testCloseWhileBusy closes under readers and writers. They must see success
+// testCloseWhileBusy closes under callers of all kinds. They must see success
 // or fs.ErrClosed, never another file's bytes or a fault.
 func testCloseWhileBusy(t *testing.T, s subject) {
 	d := s.open(t, Options{})
+	calls := []func(p []byte) error{
+		func(p []byte) error { _, err := d.ReadAt(p, 0); return err },
+		func(p []byte) error { _, err := d.WriteAt(p, 0); return err },
+	}
+	if d, ok := d.(spacious); ok {
+		calls = append(calls,
+			func([]byte) error { return d.Discard(0, sectorBytes) },
+			func([]byte) error { return d.WriteZeroes(0, sectorBytes, true) },
+			func([]byte) error { _, err := d.NextExtent(0); return err },
+		)
+	}
 	var started, done sync.WaitGroup
-	for w := range 4 {
+	for w, call := range calls {
 		started.Add(1)
 		done.Add(1)
 		go func() {
 			defer done.Done()
 			p := make([]byte, sectorBytes)
-			call := d.ReadAt
-			if w%2 == 1 {
-				call = d.WriteAt
-			}
-			_, err := call(p, 0)
+			err := call(p)
 			started.Done()
 			for err == nil {
-				_, err = call(p, 0)
+				err = call(p)
 			}
 			if !errors.Is(err, fs.ErrClosed) {
 				t.Error(fmt.Errorf("worker %d: %w", w, err))

@@ -34,7 +34,7 @@ func (d *discard) Info() Info {
 // ReadAt fills p with zeros, so that a caller that does not know Sink gets
 // defined data and never what was in its buffer before.
 func (d *discard) ReadAt(p []byte, off int64) (int, error) {
-	if err := d.check(len(p), off); err != nil {
+	if err := d.check(int64(len(p)), off); err != nil {
 		return 0, fmt.Errorf("read discard: %w", err)
 	}
 	clear(p)
@@ -45,7 +45,7 @@ func (d *discard) WriteAt(p []byte, off int64) (int, error) {
 	if d.readOnly {
 		return 0, fmt.Errorf("write discard: %w", ErrReadOnly)
 	}
-	if err := d.check(len(p), off); err != nil {
+	if err := d.check(int64(len(p)), off); err != nil {
 		return 0, fmt.Errorf("write discard: %w", err)
 	}
 	return len(p), nil
@@ -63,7 +63,7 @@ func (d *discard) Close() error {
 	return nil
 }
 
-func (d *discard) check(n int, off int64) error {
+func (d *discard) check(n, off int64) error {
 	if d.closed.Load() {
 		return fs.ErrClosed
 	}

@@ -8,12 +8,15 @@
 //
 // Who calls it: internal/blkback, from the worker pool, many requests of one
 // disk at a time (but for a [Sink], for which it answers itself). internal/cli
-// opens disks and explains the errors.
+// opens, creates, copies and compares disks and explains the errors.
+//
+// What a disk can do besides reading and writing is in space.go: give space
+// back, write zeros, tell where its data are. Ask for it by type assertion.
 //
 // What it never does: it knows nothing of Xen, of rings or of sector sizes
-// other than 512 bytes; it starts no goroutine, logs nothing, keeps no state
-// outside a Disk, allocates nothing in ReadAt and WriteAt, never creates an
-// image and never touches the bytes that the guest does not see:
+// other than 512 bytes; a Disk starts no goroutine, logs nothing, keeps no
+// state outside itself, allocates nothing in ReadAt and WriteAt, and never
+// touches the bytes that the guest does not see:
 //
 //	0                                     SizeBytes          end of file
 //	|<------------- the guest sees ------------>|<- TailBytes ->|
@@ -31,7 +34,8 @@
 //
 // Something that alters a disk (a delay, a fault, a snapshot, statistics)
 // takes a Disk and returns a Disk; there is no registry. A wrapper must
-// forward [Sink] and [Memory] only if what they promise still holds.
+// forward [Sink], [Memory], [Discarder], [Zeroer] and [Mapper] only if what they
+// promise still holds.
 package disk
 
 import "fmt"
@@ -144,10 +148,9 @@ func Open(path string, f Format, o Options) (Disk, error) {
 
 // checkRange says whether n bytes at off are whole sectors inside sizeBytes.
 // An empty range is valid.
-func checkRange(n int, off, sizeBytes int64) error {
-	length := int64(n)
-	if off < 0 || off%sectorBytes != 0 || length%sectorBytes != 0 ||
-		off > sizeBytes || length > sizeBytes-off {
+func checkRange(n, off, sizeBytes int64) error {
+	if n < 0 || off < 0 || off%sectorBytes != 0 || n%sectorBytes != 0 ||
+		off > sizeBytes || n > sizeBytes-off {
 		return fmt.Errorf("%w: %d bytes at %d of %d", ErrRange, n, off, sizeBytes)
 	}
 	return nil

@@ -5,27 +5,36 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/bits"
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"xen-disk/vhd"
 )
 
-// maxFileSectorBytes caps the physical sector that a file announces: the page
-// size of the page cache and the largest sector that guests know.
-const maxFileSectorBytes = 4096
+// newFileMode is what qemu-img, cp and dd leave to the umask too, so that who
+// converts an image finds it with the permissions that the other tools give it,
+// and a umask of 077 keeps it private as everywhere.
+const newFileMode = 0o644
 
-// file is the open, locked image that raw and mmap share: it owns the fd.
-type file struct {
+// imageFile is an open, locked regular file or block device: it owns the fd and
+// knows nothing of what the bytes mean. raw and mmap are built on it, and it is
+// what package vhd asks for as a vhd.File.
+type imageFile struct {
 	// mu is held shared during a call and exclusively by Close, so that no
 	// call ever meets an fd number or an address that the kernel has given to
 	// someone else meanwhile.
 	mu     sync.RWMutex
 	closed bool
 	fd     int
-	block  bool
-	info   Info
 	sys    syscalls
+
+	// Fixed from the open on.
+	path     string
+	readOnly bool
+	block    bool
+	stat     unix.Stat_t
 
 	flushMu  sync.Mutex
 	flushErr error // the first failure of a flush; never cleared
@@ -37,32 +46,58 @@ type syscalls struct {
 	pwrite    func(fd int, p []byte, off int64) (int, error)
 	fdatasync func(fd int) error
 	msync     func(b []byte, flags int) error
+	fallocate func(fd int, mode uint32, off, n int64) error
+	discard   func(fd int, off, n int64) error
+	seek      func(fd int, off int64, whence int) (int64, error)
 }
 
-// openFile opens and locks the image at path. Nothing is opened that could
+// access is what an image is opened for.
+type access uint8
+
+const (
+	forReading  access = iota // many readers, or
+	forWriting                // one writer that reads too
+	forCreation               // that writer, of a file that did not exist
+)
+
+func (o Options) access() access {
+	if o.ReadOnly {
+		return forReading
+	}
+	return forWriting
+}
+
+// openFile opens and locks the image at path, or makes a new one. Nothing is opened that could
 // hang or have an effect by being opened (a fifo, a tape): the path is looked
 // at before, and what was opened is looked at again.
-func openFile(path string, f Format, o Options) (*file, error) {
-	var st unix.Stat_t
-	if err := retry(func() error { return unix.Stat(path, &st) }); err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+func openFile(path string, a access) (*imageFile, error) {
+	var block bool
+	if a != forCreation {
+		var st unix.Stat_t
+		if err := retry(func() error { return unix.Stat(path, &st) }); err != nil {
+			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		var err error
+		if block, err = imageKind(st.Mode); err != nil {
+			return nil, fmt.Errorf("open %s: %w", path, err)
+		}
 	}
-	block, err := imageKind(st.Mode)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	fd, err := openFD(path, block, o)
+	fd, err := openFD(path, block, a)
 	if err != nil {
 		return nil, err
 	}
-	d := &file{fd: fd, block: block, sys: syscalls{
+	f := &imageFile{fd: fd, path: path, readOnly: a == forReading, block: block, sys: syscalls{
 		pread: unix.Pread, pwrite: unix.Pwrite, fdatasync: unix.Fdatasync, msync: unix.Msync,
+		fallocate: unix.Fallocate, discard: blkDiscard, seek: unix.Seek,
 	}}
-	if err := d.adopt(path, f, o); err != nil {
+	if err := f.adopt(); err != nil {
 		unix.Close(fd)
+		if a == forCreation {
+			err = errors.Join(err, os.Remove(path))
+		}
 		return nil, err
 	}
-	return d, nil
+	return f, nil
 }
 
 // openFD opens path. O_NONBLOCK keeps a fifo that took the file's place since
@@ -71,11 +106,13 @@ func openFile(path string, f Format, o Options) (*file, error) {
 //
 // O_DIRECT would go here, together with aligned buffers and the device's
 // BLKSSZGET; for now everything is buffered.
-func openFD(path string, block bool, o Options) (int, error) {
+func openFD(path string, block bool, a access) (int, error) {
 	flags := unix.O_CLOEXEC | unix.O_NOCTTY | unix.O_NONBLOCK | unix.O_LARGEFILE
 	switch {
-	case o.ReadOnly:
+	case a == forReading:
 		flags |= unix.O_RDONLY
+	case a == forCreation:
+		flags |= unix.O_RDWR | unix.O_CREAT | unix.O_EXCL
 	case block:
 		flags |= unix.O_RDWR | unix.O_EXCL // claims the device: open(2), O_EXCL
 	default:
@@ -83,7 +120,7 @@ func openFD(path string, block bool, o Options) (int, error) {
 	}
 	fd := -1
 	err := retry(func() (err error) {
-		fd, err = unix.Open(path, flags, 0)
+		fd, err = unix.Open(path, flags, newFileMode)
 		return err
 	})
 	switch {
@@ -99,52 +136,28 @@ func openFD(path string, block bool, o Options) (int, error) {
 	return -1, &fs.PathError{Op: "open", Path: path, Err: err}
 }
 
-// adopt checks and locks what d.fd is, and fills in d.info. The lock comes
-// before the size, since whoever held the lock may have been resizing.
-func (d *file) adopt(path string, f Format, o Options) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(d.fd, &st); err != nil {
-		return &fs.PathError{Op: "stat", Path: path, Err: err}
+// adopt checks and locks what f.fd is. Whoever measures the file does so after,
+// since the one that held the lock may have been resizing.
+func (f *imageFile) adopt() error {
+	if err := unix.Fstat(f.fd, &f.stat); err != nil {
+		return &fs.PathError{Op: "stat", Path: f.path, Err: err}
 	}
-	block, err := imageKind(st.Mode)
+	block, err := imageKind(f.stat.Mode)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
+		return fmt.Errorf("open %s: %w", f.path, err)
 	}
-	if block != d.block {
-		return fmt.Errorf("open %s: was replaced while it was opened", path)
+	if block != f.block {
+		return fmt.Errorf("open %s: was replaced while it was opened", f.path)
 	}
-	if err := unix.SetNonblock(d.fd, false); err != nil {
-		return &fs.PathError{Op: "open", Path: path, Err: err}
+	if err := unix.SetNonblock(f.fd, false); err != nil {
+		return &fs.PathError{Op: "open", Path: f.path, Err: err}
 	}
-	if err := lock(d.fd, o.ReadOnly); err != nil {
+	if err := lock(f.fd, f.readOnly); err != nil {
 		if errors.Is(err, ErrInUse) {
-			pid, command := lockHolder(d.fd, &st)
-			return &InUseError{Path: path, PID: pid, Command: command}
+			pid, command := lockHolder(f.fd, &f.stat)
+			return &InUseError{Path: f.path, PID: pid, Command: command}
 		}
-		return &fs.PathError{Op: "lock", Path: path, Err: err}
-	}
-	size, err := imageSize(d.fd, d.block)
-	if err != nil {
-		return &fs.PathError{Op: "measure", Path: path, Err: err}
-	}
-	if size < sectorBytes {
-		return fmt.Errorf("open %s: %w: %d bytes", path, ErrTooSmall, size)
-	}
-	physical := fileSectorBytes(int64(st.Blksize))
-	if d.block {
-		n, err := unix.IoctlGetUint32(d.fd, unix.BLKPBSZGET)
-		if err != nil {
-			return &fs.PathError{Op: "measure", Path: path, Err: err}
-		}
-		physical = max(int(n), sectorBytes)
-	}
-	d.info = Info{
-		SizeBytes:           size - size%sectorBytes,
-		TailBytes:           size % sectorBytes,
-		ReadOnly:            o.ReadOnly,
-		PhysicalSectorBytes: physical,
-		Format:              f,
-		Path:                path,
+		return &fs.PathError{Op: "lock", Path: f.path, Err: err}
 	}
 	return nil
 }
@@ -162,44 +175,129 @@ func imageKind(mode uint32) (block bool, err error) {
 	return false, ErrNotRegular
 }
 
-// imageSize returns the size in bytes. The end of a block device is what
-// BLKGETSIZE64 reports, and lseek says it without a pointer into unsafe.
-func imageSize(fd int, block bool) (int64, error) {
-	if block {
-		return unix.Seek(fd, 0, io.SeekEnd)
+// Size returns the length now, in bytes.
+func (f *imageFile) Size() (int64, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	size, err := f.size()
+	if err != nil {
+		return 0, fmt.Errorf("measure %s: %w", f.path, err)
+	}
+	return size, nil
+}
+
+// size is Size with mu held. The end of a block device is what BLKGETSIZE64
+// reports, and lseek says it without a pointer into unsafe.
+func (f *imageFile) size() (int64, error) {
+	if f.closed {
+		return 0, fs.ErrClosed
+	}
+	if f.block {
+		return unix.Seek(f.fd, 0, io.SeekEnd)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(f.fd, &st); err != nil {
 		return 0, err
 	}
 	return st.Size, nil
 }
 
-// fileSectorBytes turns st_blksize into a physical sector size. A file in the
-// page cache is written back by whole blocks, so that a guest which knows the
-// block size avoids a read before each small write; 512 would be true and
-// slow. Filesystems report anything from 512 (ZFS) to 1 MiB (NFS), and not
-// always a power of two.
-func fileSectorBytes(blksize int64) int {
-	if blksize < sectorBytes {
-		return sectorBytes
+// Identity tells two opens of one image from two images. Two nodes of one
+// block device are one image.
+func (f *imageFile) Identity() vhd.Identity {
+	if f.block {
+		return vhd.Identity{Device: uint64(f.stat.Rdev), Block: true}
 	}
-	return 1 << (bits.Len64(uint64(min(blksize, maxFileSectorBytes))) - 1)
+	return vhd.Identity{Device: uint64(f.stat.Dev), Inode: f.stat.Ino}
 }
 
-// Info returns what was found out at Open.
-func (d *file) Info() Info { return d.info }
+// ReadAt fills p by pread(2). At the end of the file it returns io.EOF, bare.
+func (f *imageFile) ReadAt(p []byte, off int64) (int, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.closed {
+		return 0, fmt.Errorf("read %s: %w", f.path, fs.ErrClosed)
+	}
+	for n := 0; n < len(p); {
+		k, err := f.sys.pread(f.fd, p[n:], off+int64(n))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == nil && k <= 0:
+			return n, io.EOF
+		case err != nil:
+			return n, fmt.Errorf("read %s at byte %d: %w", f.path, off+int64(n), err)
+		}
+		n += k
+	}
+	return len(p), nil
+}
 
-// check is called with mu held.
-func (d *file) check(n int, off int64) error {
-	if d.closed {
+// WriteAt writes p by pwrite(2). Past its end a regular file grows.
+func (f *imageFile) WriteAt(p []byte, off int64) (int, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if err := f.writable(); err != nil {
+		return 0, fmt.Errorf("write %s: %w", f.path, err)
+	}
+	return f.write(p, off)
+}
+
+// write is WriteAt with mu held, on an open and writable file.
+func (f *imageFile) write(p []byte, off int64) (int, error) {
+	for n := 0; n < len(p); {
+		k, err := f.sys.pwrite(f.fd, p[n:], off+int64(n))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == nil && k <= 0:
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return n, fmt.Errorf("write %s at byte %d: %w", f.path, off+int64(n), err)
+		}
+		n += k
+	}
+	return len(p), nil
+}
+
+// Truncate sets the length of a regular file; what is added is a hole.
+func (f *imageFile) Truncate(sizeBytes int64) error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	err := f.writable()
+	if err == nil {
+		err = retry(func() error { return unix.Ftruncate(f.fd, sizeBytes) })
+	}
+	if err != nil {
+		return fmt.Errorf("truncate %s to %d bytes: %w", f.path, sizeBytes, err)
+	}
+	return nil
+}
+
+// writable is called with mu held.
+func (f *imageFile) writable() error {
+	switch {
+	case f.closed:
 		return fs.ErrClosed
+	case f.readOnly:
+		return ErrReadOnly
 	}
-	return checkRange(n, off, d.info.SizeBytes)
+	return nil
 }
+
+// Sync is fdatasync(2): data, and what metadata it takes to read them back,
+// through the device's write cache.
+func (f *imageFile) Sync() error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.flush(f.fdatasync)
+}
+
+func (f *imageFile) fdatasync() error { return f.sys.fdatasync(f.fd) }
 
 // flush calls sync where there may be something to flush, one at a time, and
-// never forgets a failure.
+// never forgets a failure. It is called with mu held.
 //
 // When writeback fails, Linux marks the pages clean and tells each open file
 // of the error once: the next fdatasync returns 0 although the data are gone
@@ -208,36 +306,51 @@ func (d *file) check(n int, off int64) error {
 // So the first failure is final: every later flush fails with it until the
 // disk is closed and opened again. Flushes wait for each other because of
 // two that are under way together the kernel tells only one.
-func (d *file) flush(sync func() error) error {
-	if err := d.check(0, 0); err != nil {
-		return fmt.Errorf("flush %s: %w", d.info.Path, err)
+func (f *imageFile) flush(sync func() error) error {
+	if f.closed {
+		return fmt.Errorf("flush %s: %w", f.path, fs.ErrClosed)
 	}
-	if d.info.ReadOnly {
+	if f.readOnly {
 		return nil
 	}
-	d.flushMu.Lock()
-	defer d.flushMu.Unlock()
-	if d.flushErr == nil {
-		d.flushErr = retry(sync)
+	f.flushMu.Lock()
+	defer f.flushMu.Unlock()
+	if f.flushErr == nil {
+		f.flushErr = retry(sync)
 	}
-	if d.flushErr != nil {
-		return fmt.Errorf("flush %s: %w", d.info.Path, d.flushErr)
+	if f.flushErr != nil {
+		return fmt.Errorf("flush %s: %w", f.path, f.flushErr)
 	}
 	return nil
+}
+
+// Close waits for the calls in flight and releases lock and fd. It flushes
+// nothing. Later calls return nil.
+func (f *imageFile) Close() error { return f.finish(func() error { return nil }) }
+
+// finish is Close with one last thing to do, while no other call can come
+// between that and the release.
+func (f *imageFile) finish(last func() error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil
+	}
+	return errors.Join(last(), f.release())
 }
 
 // release unlocks and closes the fd, with mu held exclusively. The lock is
 // taken off by hand because it belongs to the open file description: a child
 // that is between fork and exec at this moment has a copy of the fd, and would
 // keep the image locked.
-func (d *file) release() error {
-	unlock(d.fd)
-	d.closed = true
-	fd := d.fd
-	d.fd = -1
+func (f *imageFile) release() error {
+	unlock(f.fd)
+	f.closed = true
+	fd := f.fd
+	f.fd = -1
 	if err := unix.Close(fd); err != nil && err != unix.EINTR {
 		// EINTR: Linux has closed it all the same (close(2), NOTES).
-		return fmt.Errorf("close %s: %w", d.info.Path, err)
+		return fmt.Errorf("close %s: %w", f.path, err)
 	}
 	return nil
 }

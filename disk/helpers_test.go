@@ -2,7 +2,6 @@ package disk
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -14,8 +13,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // holdEnv makes the test binary open the image it names, say so on stdout, and
@@ -119,49 +116,6 @@ func random(t *testing.T) *rand.Rand {
 	}
 	t.Logf("XEN_DISK_TEST_SEED=%d", seed)
 	return rand.New(rand.NewPCG(seed, 0))
-}
-
-// loop puts a loop device over the file at path. It needs root and the loop
-// driver, and fails where they are missing: a skip would look like a pass.
-func loop(t *testing.T, path string) string {
-	t.Helper()
-	var stderr bytes.Buffer
-	cmd := exec.Command("losetup", "--find", "--show", path)
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("losetup (needs root and the loop driver): %v: %s", err, &stderr)
-	}
-	dev := strings.TrimSpace(string(out))
-	t.Cleanup(func() {
-		if out, err := exec.Command("losetup", "--detach", dev).CombinedOutput(); err != nil {
-			t.Errorf("losetup --detach %s: %v: %s", dev, err, out)
-		}
-	})
-	return dev
-}
-
-// tinyFS returns a directory on a tmpfs of that size which is mounted nowhere:
-// it is reached through its fd only and vanishes with it.
-func tinyFS(t *testing.T, sizeBytes int) string {
-	t.Helper()
-	fsfd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		t.Fatalf("fsopen tmpfs (needs root): %v", err)
-	}
-	defer unix.Close(fsfd)
-	if err := unix.FsconfigSetString(fsfd, "size", fmt.Sprint(sizeBytes)); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.FsconfigCreate(fsfd); err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	return fmt.Sprintf("/proc/self/fd/%d", fd)
 }
 
 // mustOpen opens and closes with the test.

@@ -224,7 +224,7 @@ func TestBlockDeviceClaims(t *testing.T) {
 		if out, err := exec.Command("mkfs.ext2", "-q", device).CombinedOutput(); err != nil {
 			t.Fatalf("mkfs.ext2 (e2fsprogs): %v: %s", err, out)
 		}
-		mountFD := mountNowhere(t, "ext2", device)
+		mountFD := mountNowhere(t, "ext2", "source", device)
 		wantClaimed(t, device, Options{})
 		must(t, unix.Close(mountFD))
 	})
@@ -240,19 +240,6 @@ func wantClaimed(t *testing.T, path string, o Options) {
 	if !errors.As(err, &inUse) || !errors.Is(err, ErrInUse) || !inUse.Claimed {
 		t.Errorf("open %s: got %v, want a claimed device", path, err)
 	}
-}
-
-// mountNowhere mounts a device and returns the only way to it, an fd.
-func mountNowhere(t *testing.T, fstype, device string) int {
-	t.Helper()
-	fsfd, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
-	must(t, err)
-	defer unix.Close(fsfd)
-	must(t, unix.FsconfigSetString(fsfd, "source", device))
-	must(t, unix.FsconfigCreate(fsfd))
-	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
-	must(t, err)
-	return fd
 }
 
 func TestMountPointIn(t *testing.T) {

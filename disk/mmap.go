@@ -3,119 +3,82 @@ package disk
 import (
 	"errors"
 	"fmt"
-	"runtime"
-	"runtime/debug"
+	"io/fs"
 
 	"golang.org/x/sys/unix"
 )
 
 // mmap is the bytes of a file or block device mapped into memory: a request is
-// one memcpy, or none when a grant copy works on the mapping itself.
-//
-// What can go wrong comes as SIGBUS in the middle of the memcpy: the file was
-// truncated, the device failed to read a page, a hole found no space. It is
-// turned into ErrFault for that request alone. Nothing is remembered: when the
-// file has grown again the same mapping works again.
+// one memcpy, or none when a grant copy works on the mapping itself. Faults are
+// errors of one request: see mapping.
 //
 // Two costs are known. A page fault is not a system call to the Go scheduler,
 // so a fault that waits for the device holds its P, and a garbage collection
 // that starts meanwhile waits too. And a write past the end of a truncated
 // file, but inside its last page, is lost without a fault; Flush looks at
 // the size for that reason.
+//
+// Holes and zeros are made through the fd. Linux takes the range out of the
+// page cache and hence out of the mapping, under the lock that page faults take
+// (Documentation/filesystems/locking.rst, invalidate_lock), so that the next
+// access sees them. A store into a hole that finds no space is a fault.
 type mmap struct {
-	file *file
-	mem  []byte // the whole sectors of the image, nil once closed
+	*flat
+	mem mapping // the whole sectors of the image
 }
 
 func openMmap(path string, o Options) (Disk, error) {
-	f, err := openFile(path, Mmap, o)
+	d, err := openFlat(path, Mmap, o.access())
 	if err != nil {
 		return nil, err
 	}
-	size := f.info.SizeBytes
-	if int64(int(size)) != size {
-		return nil, errors.Join(fmt.Errorf("map %s: %d bytes exceed the address space", path, size), f.release())
-	}
-	prot := unix.PROT_READ
-	if !o.ReadOnly {
-		prot |= unix.PROT_WRITE
-	}
-	mem, err := unix.Mmap(f.fd, 0, int(size), prot, unix.MAP_SHARED)
+	mem, err := mapFile(d.file, d.info.SizeBytes)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("map %s: %w", path, err), f.release())
+		return nil, errors.Join(err, d.file.Close())
 	}
-	return &mmap{file: f, mem: mem}, nil
+	return &mmap{flat: d, mem: mem}, nil
 }
-
-func (d *mmap) Info() Info { return d.file.Info() }
 
 // Bytes makes mmap a Memory.
 func (d *mmap) Bytes(off int64, n int) []byte {
 	d.file.mu.RLock()
 	defer d.file.mu.RUnlock()
-	if n < 0 || d.file.check(n, off) != nil {
+	if d.file.closed || n < 0 || d.check(int64(n), off) != nil {
 		return nil
 	}
 	return d.mem[off : off+int64(n) : off+int64(n)]
 }
 
 func (d *mmap) ReadAt(p []byte, off int64) (int, error) {
-	f := d.file
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	err := f.check(len(p), off)
-	if err == nil {
-		err = d.copy(p, d.mem[off:])
+	d.file.mu.RLock()
+	defer d.file.mu.RUnlock()
+	err := d.check(int64(len(p)), off)
+	switch {
+	case d.file.closed:
+		err = fs.ErrClosed
+	case err == nil:
+		err = d.mem.copy(p, d.mem[off:])
 	}
 	if err != nil {
-		return 0, fmt.Errorf("read %s: %w", f.info.Path, err)
+		return 0, fmt.Errorf("read %s: %w", d.info.Path, err)
 	}
 	return len(p), nil
 }
 
 func (d *mmap) WriteAt(p []byte, off int64) (int, error) {
-	f := d.file
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	err := f.check(len(p), off)
-	if f.info.ReadOnly {
-		err = ErrReadOnly
+	d.file.mu.RLock()
+	defer d.file.mu.RUnlock()
+	err := d.file.writable()
+	if err == nil {
+		err = d.check(int64(len(p)), off)
 	}
 	if err == nil {
-		err = d.copy(d.mem[off:], p)
+		err = d.mem.copy(d.mem[off:], p)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("write %s: %w", f.info.Path, err)
+		return 0, fmt.Errorf("write %s: %w", d.info.Path, err)
 	}
 	return len(p), nil
-}
-
-// copy is copy(dst, src) that survives a fault in the mapping. How far it came
-// is not known: memmove need not go from front to back.
-func (d *mmap) copy(dst, src []byte) (err error) {
-	old := debug.SetPanicOnFault(true)
-	defer func() {
-		debug.SetPanicOnFault(old)
-		if r := recover(); r != nil {
-			err = d.fault(r)
-		}
-	}()
-	copy(dst, src)
-	return nil
-}
-
-// fault turns the panic of a fault inside this mapping into an error. All
-// other panics go on: a fault in the caller's buffer is not this disk's.
-func (d *mmap) fault(r any) error {
-	if e, ok := r.(interface {
-		runtime.Error
-		Addr() uintptr
-	}); ok {
-		if off, ok := offsetIn(d.mem, e.Addr()); ok {
-			return fmt.Errorf("%w at byte %d", ErrFault, off)
-		}
-	}
-	panic(r)
 }
 
 // Flush is msync(2) with MS_SYNC over the whole mapping, and no fdatasync.
@@ -140,32 +103,23 @@ func (d *mmap) Flush() error {
 
 // flush is Flush with mu held.
 func (d *mmap) flush() error {
-	f := d.file
-	err := f.flush(func() error { return f.sys.msync(d.mem, unix.MS_SYNC) })
-	if err != nil || f.info.ReadOnly {
+	err := d.file.flush(func() error { return d.file.sys.msync(d.mem, unix.MS_SYNC) })
+	if err != nil || d.info.ReadOnly {
 		return err
 	}
-	size, err := imageSize(f.fd, f.block)
+	size, err := d.file.size()
 	if err != nil {
-		return fmt.Errorf("flush %s: %w", f.info.Path, err)
+		return fmt.Errorf("flush %s: %w", d.info.Path, err)
 	}
-	if size < f.info.SizeBytes {
-		return fmt.Errorf("flush %s: %w: truncated to %d bytes", f.info.Path, ErrFault, size)
+	if size < d.info.SizeBytes {
+		return fmt.Errorf("flush %s: %w: truncated to %d bytes", d.info.Path, ErrFault, size)
 	}
 	return nil
 }
 
+// Close is documented at Disk.
 func (d *mmap) Close() error {
-	f := d.file
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
-		return nil
-	}
-	err := d.flush()
-	if unmapErr := unix.Munmap(d.mem); unmapErr != nil {
-		err = errors.Join(err, fmt.Errorf("unmap %s: %w", f.info.Path, unmapErr))
-	}
-	d.mem = nil
-	return errors.Join(err, f.release())
+	return d.file.finish(func() error {
+		return errors.Join(d.flush(), d.mem.unmap(d.info.Path))
+	})
 }

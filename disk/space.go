@@ -3,7 +3,8 @@ package disk
 // Discarder is a disk that can give the space of bytes back that nobody needs
 // any more. A read of a discarded range returns the old bytes or zeros, sector
 // by sector, until it is written again: that is all that blkif
-// (BLKIF_OP_DISCARD) and NBD (NBD_CMD_TRIM) promise.
+// (BLKIF_OP_DISCARD) and NBD (NBD_CMD_TRIM) promise, and more: of a physical
+// device's discarded sectors the device decides.
 type Discarder interface {
 	Disk
 	// Discard gives the space of n bytes at off back, as far as the store
@@ -14,7 +15,9 @@ type Discarder interface {
 	Discard(off, n int64) error
 	// Granularity is the length, in bytes, that can be given back at once,
 	// and alignment is where in the disk the first such piece begins
-	// (blkif.h, discard-granularity and discard-alignment).
+	// (blkif.h, discard-granularity and discard-alignment). A granularity of
+	// 0 says that this disk is known to give nothing back: Discard succeeds
+	// and does nothing, and nobody should be told that it is there.
 	Granularity() (granularity, alignment int64)
 }
 
