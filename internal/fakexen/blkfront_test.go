@@ -138,8 +138,12 @@ func TestFrontends(t *testing.T) {
 			if s, err := v.front.Flush(ctx); s != 0 || err != nil {
 				t.Errorf("flush %d, %v", s, err)
 			}
-			if s, err := v.front.Discard(ctx, 0, 8); s != 0 || err != nil {
+			if s, err := v.front.Discard(ctx, 11, 5); s != 0 || err != nil {
 				t.Errorf("discard %d, %v", s, err)
+			}
+			clear(data[2*512 : 7*512])
+			if !bytes.Equal(v.back.disk[9*512:9*512+len(data)], data) {
+				t.Error("the discard was of other sectors")
 			}
 			if s, err := v.front.Do(ctx, Req{Op: 200}); s != StatusNotSupported || err != nil {
 				t.Errorf("op 200: %d, %v", s, err)
@@ -161,6 +165,28 @@ func TestFrontends(t *testing.T) {
 				t.Errorf("%d grants are left", v.front.dom.Grants())
 			}
 			v.check(t)
+		})
+	}
+}
+
+func TestDiscardNodes(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		feats map[string]string
+		want  Info
+	}{
+		{"all", map[string]string{"feature-discard": "1", "discard-granularity": "2097152", "discard-alignment": "512", "discard-secure": "1"},
+			Info{Discard: true, DiscardGranularity: 2 << 20, DiscardAlignment: 512, DiscardSecure: true}},
+		{"only that there is one", map[string]string{"feature-discard": "1"}, Info{Discard: true}},
+		{"none", map[string]string{"feature-discard": "0", "discard-secure": "0"}, Info{}},
+		{"nothing", nil, Info{}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := attach(t, Options{}, "", c.feats).front.Info()
+			c.want.Sectors, c.want.SectorSize = 2048, 512
+			if got != c.want {
+				t.Errorf("got  %+v\nwant %+v", got, c.want)
+			}
 		})
 	}
 }

@@ -359,7 +359,7 @@ func (b *Blkfront) Flush(ctx context.Context) (int16, error) {
 	return b.Do(ctx, Req{Op: OpFlush})
 }
 
-// Discard sends a DISCARD.
+// Discard sends a DISCARD that is not secure, whether or not they are offered.
 func (b *Blkfront) Discard(ctx context.Context, sector, sectors uint64) (int16, error) {
 	return b.Do(ctx, Req{Op: OpDiscard, Sector: sector, NrSectors: sectors})
 }

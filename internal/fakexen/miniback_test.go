@@ -260,7 +260,10 @@ func (b *miniback) answer(door *Door, r *miniring, req []byte) {
 			}
 			off += n
 		}
-	case OpFlush, OpDiscard:
+	case OpFlush:
+	case OpDiscard:
+		at, n := le.Uint64(req[r.lay.sector:])*sectorSize, le.Uint64(req[r.lay.nr:])*sectorSize
+		clear(b.disk[at : at+n])
 	default:
 		status = StatusNotSupported
 	}
