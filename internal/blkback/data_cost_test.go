@@ -15,13 +15,17 @@ func TestNoAllocationBetweenPullAndPublish(t *testing.T) {
 	ops := map[string]func(i int) uint8{
 		"reads":  func(int) uint8 { return fakexen.OpRead },
 		"writes": func(int) uint8 { return fakexen.OpWrite },
-		"mixed":  func(i int) uint8 { return []uint8{fakexen.OpRead, fakexen.OpWrite, fakexen.OpFlush}[i%3] },
+		"mixed": func(i int) uint8 {
+			return []uint8{fakexen.OpRead, fakexen.OpWrite, fakexen.OpFlush, fakexen.OpDiscard}[i%4]
+		},
+		"discards": func(int) uint8 { return fakexen.OpDiscard },
 	}
 	for _, f := range formats {
 		for name, op := range ops {
 			t.Run(fmt.Sprintf("%v/%s", f, name), func(t *testing.T) {
 				p := newStillPlane(t)
-				d, _, _ := openDisk(t, f, 32*88+1, disk.Options{})
+				inner, _, _ := openDisk(t, f, 32*88+1, disk.Options{})
+				d, _ := discarder(inner)
 				s := p.serve(d, attached{front: fakexen.Options{Polled: true}})
 				q, front := s.queue(), newRawFront(s, 11, op)
 				defer front.end(t)

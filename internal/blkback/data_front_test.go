@@ -25,8 +25,8 @@ type rawFront struct {
 	polls      bool // never asks for an event
 }
 
-// newRawFront fills the slots with what req makes of their numbers; op 3 gets
-// no segments, the others segs pages each.
+// newRawFront fills the slots with what op makes of their numbers; flushes and
+// discards get no segments, the others segs pages each.
 func newRawFront(s *served, segs int, op func(i int) uint8) *rawFront {
 	f := &rawFront{s: s, raw: s.raw()}
 	f.prod, f.cons = f.raw.ReqProd(), f.raw.RspProd()
@@ -38,8 +38,8 @@ func newRawFront(s *served, segs int, op func(i int) uint8) *rawFront {
 			f.pages, f.refs = append(f.pages, page), append(f.refs, ref)
 			r.Segs = append(r.Segs, fakexen.Seg{Ref: ref, Last: 7})
 		}
-		if r.Op == fakexen.OpFlush {
-			r.Segs = nil
+		if r.Op == fakexen.OpFlush || r.Op == fakexen.OpDiscard {
+			r.Segs, r.NrSectors = nil, span
 		}
 		r.Flag = uint8(len(r.Segs))
 		f.raw.Write(uint32(i), r)

@@ -122,12 +122,16 @@ func indirectLies() []lie {
 		}
 	}
 	for _, c := range []struct{ sector, nr uint64 }{{0, 0}, {3, 1}, {lieSectors, 1}, {1<<64 - 1, 2}, {0, 1<<64 - 1}} {
-		all = append(all, lie{name: fmt.Sprintf("discard of %d at %#x, flag 0xff", c.nr, c.sector), want: -2, op: -1,
-			req: func(*liar) fakexen.RawReq {
-				return fakexen.RawReq{Op: fakexen.OpDiscard, Flag: 0xff, Sector: c.sector, NrSectors: c.nr}
-			}})
+		all = append(all, discardLie(-2, 0xff, c.sector, c.nr))
 	}
 	return all
+}
+
+func discardLie(want int16, flag uint8, sector, nr uint64) lie {
+	return lie{name: fmt.Sprintf("discard of %d at %#x, flag %#x", nr, sector, flag), want: want, op: -1,
+		req: func(*liar) fakexen.RawReq {
+			return fakexen.RawReq{Op: fakexen.OpDiscard, Flag: flag, Handle: 0xffff, Sector: sector, NrSectors: nr}
+		}}
 }
 
 func grantLies() []lie {
@@ -176,6 +180,7 @@ func TestMalformedRequests(t *testing.T) {
 				d, _, _ := openDisk(t, f, lieSectors, disk.Options{})
 				s := p.serve(d, attached{front: fakexen.Options{ABI: abi}})
 				s.limits.Sectors = lieSectors // discard's is more
+				s.limits.Discard = false      // TestMalformedDiscards has those
 				o, _, _ := openDisk(t, disk.Mmap, 64, disk.Options{})
 				l := newLiar(s, p.serve(o, attached{domid: 6}))
 				for _, c := range lies() {

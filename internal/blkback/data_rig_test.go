@@ -192,11 +192,9 @@ func (s *served) connect(d disk.Disk, a attached, vbd fakexen.Attach) error {
 	if a.xen != nil {
 		xen = a.xen(xen)
 	}
-	info := d.Info()
 	s.link = &link{
-		domid: uint16(a.domid), xen: xen, disk: d,
-		limits: ring.Limits{Sectors: uint64(info.SizeBytes) / ring.SectorBytes, ReadOnly: info.ReadOnly, Flush: true},
-		loop:   p.loop, pool: p.pool, workers: p.workers, log: zerolog.Nop(),
+		domid: uint16(a.domid), xen: xen, disk: d, limits: limitsOf(d),
+		loop: p.loop, pool: p.pool, workers: p.workers, log: zerolog.Nop(),
 		report: func(err error) { s.reports <- err },
 	}
 	if err := s.connectRing(nodes); err != nil {

@@ -134,7 +134,8 @@ func TestReadOnlyDisk(t *testing.T) {
 // TestStatsCount what was done and how.
 func TestStatsCount(t *testing.T) {
 	p := newPlane(t)
-	d, _, _ := openDisk(t, disk.Raw, 640, disk.Options{})
+	inner, _, _ := openDisk(t, disk.Raw, 640, disk.Options{})
+	d, _ := discarder(inner)
 	s := p.serve(d, attached{})
 	ctx := deadlineData(t)
 	for _, r := range []fakexen.Req{
@@ -144,7 +145,11 @@ func TestStatsCount(t *testing.T) {
 		{Op: fakexen.OpFlush, Data: make([]byte, 1024)},
 		{Op: fakexen.OpFlush},
 		{Op: fakexen.OpWrite, Data: make([]byte, 512), Sector: 640},
-		{Op: fakexen.OpDiscard, NrSectors: 1},
+		{Op: fakexen.OpDiscard, NrSectors: 3},
+		{Op: fakexen.OpDiscard, Sector: 630, NrSectors: 10},
+		{Op: fakexen.OpDiscard},
+		{Op: fakexen.OpDiscard, NrSectors: 641},
+		{Op: fakexen.OpBarrier},
 	} {
 		if _, err := s.front.Do(ctx, r); err != nil {
 			t.Fatal(err)
@@ -152,9 +157,9 @@ func TestStatsCount(t *testing.T) {
 	}
 	s.detach()
 	got := s.stats()
-	want := Stats{Reads: 2, Writes: 2, Flushes: 2, Other: 1, OK: 5, Errors: 1, Unsupported: 1,
-		ReadBytes: 512 + 11*4096, WrittenBytes: 4096 + 512 + 1024, Notifications: 7}
-	want.Occupancy[1] = 7
+	want := Stats{Reads: 2, Writes: 2, Flushes: 2, Discards: 4, Other: 1, OK: 8, Errors: 2, Unsupported: 1,
+		ReadBytes: 512 + 11*4096, WrittenBytes: 4096 + 512 + 1024, DiscardedBytes: 13 * 512, Notifications: 11}
+	want.Occupancy[1] = 11
 	want.Segments[1], want.Segments[2], want.Segments[11] = 1, 1, 1
 	if got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -99,6 +99,9 @@ type region struct {
 // op does one random request and compares what comes back.
 func (r *region) op(ctx context.Context) error {
 	total := len(r.model) / 512
+	if r.rng.IntN(8) == 0 {
+		return r.discard(ctx, total)
+	}
 	sh := newShaped(r.rng, r.s.guest, total)
 	n := sh.sectors()
 	at := r.rng.IntN(total - n + 1)
@@ -141,6 +144,21 @@ func (r *region) op(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", what, endErr)
 	}
 	return err
+}
+
+// discard gives some of the region back, or all or nothing of it.
+func (r *region) discard(ctx context.Context, total int) error {
+	at := r.rng.IntN(total + 1)
+	n := r.rng.IntN(total - at + 1)
+	if r.rng.IntN(8) == 0 {
+		at, n = 0, total
+	}
+	status, err := r.s.front.Discard(ctx, r.first+uint64(at), uint64(n))
+	if err != nil || status != fakexen.StatusOkay {
+		return fmt.Errorf("discard of %d sectors: status %d, %v", n, status, err)
+	}
+	clear(r.model[at*512 : (at+n)*512])
+	return nil
 }
 
 // churn has depth goroutines do ops each, every one in its own region of the
@@ -187,7 +205,8 @@ func TestEveryShapeAgainstAModel(t *testing.T) {
 					var all []*sync.WaitGroup
 					var check []func()
 					for n := range 2 {
-						d, data, path := openDisk(t, f, sectors+n, disk.Options{})
+						inner, data, path := openDisk(t, f, sectors+n, disk.Options{})
+						d, _ := discarder(inner)
 						s := p.serve(d, attached{front: fakexen.Options{ABI: abi, WideIDs: n == 1}})
 						all = append(all, churn(t, s, data, depth, ops/depth, seed+uint64(n)))
 						check = append(check, func() { checkImage(t, s, path, data) })

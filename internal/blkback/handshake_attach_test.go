@@ -73,7 +73,7 @@ func TestFeaturesAreThereBeforeConnected(t *testing.T) {
 	watcher := r.store.Store(guest)
 	defer watcher.Close()
 	r.ok(watcher.Watch(back, "back"))
-	d := r.attach(Spec{})
+	d := r.attach(Spec{Disk: &trimDisk{newDisk(1 << 20)}})
 	d.connect(fakexen.Options{})
 	var order []string
 	for _, e := range watcher.Events() {
@@ -92,6 +92,7 @@ func TestFeaturesAreThereBeforeConnected(t *testing.T) {
 	want := []string{
 		"feature-barrier", "feature-flush-cache", "feature-discard", "feature-persistent",
 		"sectors", "info", "sector-size", "physical-sector-size", "hotplug-status",
+		"discard-granularity", "discard-alignment", "discard-secure",
 	}
 	for _, name := range want {
 		i := slices.Index(order, name)

@@ -114,3 +114,25 @@ func (d *testDisk) Close() error {
 	d.closes++
 	return nil
 }
+
+// trimDisk is a testDisk that takes discards, and answers them with zeros.
+type trimDisk struct{ *testDisk }
+
+func (d *trimDisk) Discard(off, n int64) error {
+	d.enter()
+	defer d.mu.Unlock()
+	clear(d.data[off : off+n])
+	return nil
+}
+
+func (d *trimDisk) Granularity() (granularity, alignment int64) { return 2 << 20, 512 }
+
+// keepDisk is a trimDisk that gives nothing back.
+type keepDisk struct{ trimDisk }
+
+func (d *keepDisk) Granularity() (granularity, alignment int64) { return 0, 0 }
+
+// sinkDisk is a testDisk whose reads and writes are not worth carrying out.
+type sinkDisk struct{ *testDisk }
+
+func (d *sinkDisk) AcknowledgesEverything() {}

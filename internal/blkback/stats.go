@@ -7,10 +7,10 @@ const maxSlots = 512
 
 // Stats counts what a vbd has done since it was attached.
 type Stats struct {
-	Reads, Writes, Flushes, Other uint64 // requests pulled, by operation
-	OK, Errors, Unsupported       uint64 // requests answered, by status
-	ReadBytes, WrittenBytes       uint64 // of requests answered OK
-	Notifications                 uint64 // sent to the guest
+	Reads, Writes, Flushes, Discards, Other uint64 // requests pulled, by operation
+	OK, Errors, Unsupported                 uint64 // requests answered, by status
+	ReadBytes, WrittenBytes, DiscardedBytes uint64 // of requests answered OK
+	Notifications                           uint64 // sent to the guest
 
 	// Occupancy[n] counts the pulls that found n slots in use.
 	Occupancy [maxSlots + 1]uint64
@@ -20,7 +20,9 @@ type Stats struct {
 }
 
 // Requests is how many requests were pulled.
-func (s *Stats) Requests() uint64 { return s.Reads + s.Writes + s.Flushes + s.Other }
+func (s *Stats) Requests() uint64 {
+	return s.Reads + s.Writes + s.Flushes + s.Discards + s.Other
+}
 
 // Answered is how many requests were answered.
 func (s *Stats) Answered() uint64 { return s.OK + s.Errors + s.Unsupported }
@@ -33,6 +35,8 @@ func (s *Stats) pulled(r *ring.Request, status ring.Status) {
 		s.Writes++
 	case ring.OpFlush:
 		s.Flushes++
+	case ring.OpDiscard:
+		s.Discards++
 	default:
 		s.Other++
 	}
@@ -45,9 +49,12 @@ func (s *Stats) answered(r *ring.Request, status ring.Status) {
 	switch status {
 	case ring.StatusOK:
 		s.OK++
-		if r.Op == ring.OpRead {
+		switch r.Op {
+		case ring.OpRead:
 			s.ReadBytes += uint64(r.DataBytes())
-		} else {
+		case ring.OpDiscard:
+			s.DiscardedBytes += uint64(r.DiscardBytes())
+		default:
 			s.WrittenBytes += uint64(r.DataBytes())
 		}
 	case ring.StatusNotSupp:
@@ -62,12 +69,14 @@ func (s *Stats) add(o *Stats) {
 	s.Reads += o.Reads
 	s.Writes += o.Writes
 	s.Flushes += o.Flushes
+	s.Discards += o.Discards
 	s.Other += o.Other
 	s.OK += o.OK
 	s.Errors += o.Errors
 	s.Unsupported += o.Unsupported
 	s.ReadBytes += o.ReadBytes
 	s.WrittenBytes += o.WrittenBytes
+	s.DiscardedBytes += o.DiscardedBytes
 	s.Notifications += o.Notifications
 	for i := range s.Occupancy {
 		s.Occupancy[i] += o.Occupancy[i]

@@ -50,6 +50,8 @@ func (l *link) serve(w *worker, r *ring.Request) ring.Status {
 			return l.diskFailed(r, err)
 		}
 		return l.copy(w, r, buf, true)
+	case ring.OpDiscard:
+		return l.discard(r)
 	case ring.OpFlush:
 		if err := l.disk.Flush(); err != nil {
 			return l.diskFailed(r, err)
@@ -62,6 +64,21 @@ func (l *link) serve(w *worker, r *ring.Request) ring.Status {
 		return status
 	}
 	if _, err := l.disk.WriteAt(buf, r.Offset()); err != nil {
+		return l.diskFailed(r, err)
+	}
+	return ring.StatusOK
+}
+
+// discard gives space of the disk back. One request may be of the whole disk,
+// and holds its worker as long as the disk needs for that (a file system may
+// have millions of blocks to free); it is not cut up, since a piece that ends
+// inside of a granule frees nothing of it. The queue's share of workers keeps
+// it from other disks.
+func (l *link) discard(r *ring.Request) ring.Status {
+	if r.NrSectors == 0 {
+		return ring.StatusOK
+	}
+	if err := l.disk.(disk.Discarder).Discard(r.Offset(), r.DiscardBytes()); err != nil {
 		return l.diskFailed(r, err)
 	}
 	return ring.StatusOK
@@ -141,9 +158,13 @@ func (l *link) serveMemory(w *worker, reqs []ring.Request, batch []uint16, statu
 	}
 }
 
-// beginMemory does what a request wants done before its data moves.
+// beginMemory does what a request wants done before its data moves, and all
+// of one that moves none.
 func (l *link) beginMemory(mem disk.Memory, r *ring.Request) ring.Status {
-	if r.Op == ring.OpFlush {
+	switch r.Op {
+	case ring.OpDiscard:
+		return l.discard(r)
+	case ring.OpFlush:
 		if err := l.disk.Flush(); err != nil {
 			return l.diskFailed(r, err)
 		}

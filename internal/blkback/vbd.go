@@ -2,14 +2,12 @@ package blkback
 
 import (
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"xen-disk/disk"
-	"xen-disk/ring"
 	"xen-disk/xs"
 )
 
@@ -254,8 +252,7 @@ func (v *VBD) offer(back xs.State) error {
 
 // connect maps the frontend's ring and starts to serve it.
 func (v *VBD) connect(back xs.State) error {
-	info := v.spec.Disk.Info()
-	if err := v.describe(info); err != nil {
+	if err := v.describe(); err != nil {
 		return err
 	}
 	nodes, err := readFront(v.b.conn, v.paths.front)
@@ -267,10 +264,7 @@ func (v *VBD) connect(back xs.State) error {
 		return v.fatal(err)
 	}
 	l := &link{
-		domid: uint16(v.spec.Domid), xen: door, disk: v.spec.Disk,
-		limits: ring.Limits{
-			Sectors: uint64(info.SizeBytes) / ring.SectorBytes, ReadOnly: info.ReadOnly, Flush: true,
-		},
+		domid: uint16(v.spec.Domid), xen: door, disk: v.spec.Disk, limits: limitsOf(v.spec.Disk),
 		loop: v.b.loop, pool: v.b.pool, workers: v.b.workers,
 		log: v.guest, report: v.report,
 	}
@@ -291,42 +285,12 @@ func (v *VBD) connect(back xs.State) error {
 	return nil
 }
 
-// describe writes, in one transaction, what the frontend reads at Connected
-// (blkif.h). Features that are not there are written as 0: MiniOS reads both
-// feature-barrier and feature-flush-cache.
-func (v *VBD) describe(info disk.Info) error {
-	flags := 0
-	if info.ReadOnly {
-		flags |= vdiskReadOnly
-	}
-	nodes := []node{
-		{"feature-barrier", "0"},
-		{"feature-flush-cache", "1"},
-		{"feature-discard", "0"},
-		{"feature-persistent", "0"},
-		{"sectors", fmt.Sprint(info.SizeBytes / ring.SectorBytes)},
-		{"info", fmt.Sprint(flags)},
-		{"sector-size", fmt.Sprint(ring.SectorBytes)},
-		{"physical-sector-size", fmt.Sprint(physicalSector(info))},
-		{"hotplug-status", "connected"},
-	}
+// describe writes, in one transaction, what the frontend reads at Connected.
+func (v *VBD) describe() error {
+	nodes := features(v.spec.Disk)
 	return v.b.conn.Transaction(func(tx *xs.Tx) error {
 		return writeAll(tx, v.paths.back, nodes)
 	})
-}
-
-// vdiskReadOnly is the bit of the info node (blkif.h, VDISK_READONLY).
-const vdiskReadOnly = 4
-
-// physicalSector is the largest power of two, up to the disk's own physical
-// sector, that divides the size: blkif.h asks for sectors * 512 to be a
-// multiple of it.
-func physicalSector(info disk.Info) int {
-	n := max(info.PhysicalSectorBytes, ring.SectorBytes)
-	for info.SizeBytes%int64(n) != 0 {
-		n /= 2
-	}
-	return n
 }
 
 // move writes our state node, which the frontend watches, unless it is no

@@ -40,8 +40,8 @@ func TestSession(t *testing.T) {
 	if _, err := front.Flush(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if status, err := front.Discard(ctx, 0, 8); err != nil || status != fakexen.StatusNotSupported {
-		t.Fatalf("discard: %d, %v", status, err)
+	if status, err := front.Do(ctx, fakexen.Req{Op: fakexen.OpBarrier}); err != nil || status != fakexen.StatusNotSupported {
+		t.Fatalf("barrier: %d, %v", status, err)
 	}
 	if status, err := front.Do(ctx, fakexen.Req{Op: fakexen.OpRead, Sector: 1 << 40, Data: make([]byte, 512)}); err != nil || status != fakexen.StatusError {
 		t.Fatalf("read past the end: %d, %v", status, err)

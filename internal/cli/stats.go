@@ -17,6 +17,7 @@ func printStats(w io.Writer, s *blkback.Stats) {
 	fmt.Fprintf(out, "\n%-14s %12s %12s\n", "", "requests", "data")
 	fmt.Fprintf(out, "%-14s %12d %12s\n", "read", s.Reads, humanize.IBytes(s.ReadBytes))
 	fmt.Fprintf(out, "%-14s %12d %12s\n", "write", s.Writes, humanize.IBytes(s.WrittenBytes))
+	fmt.Fprintf(out, "%-14s %12d %12s\n", "discard", s.Discards, humanize.IBytes(s.DiscardedBytes))
 	fmt.Fprintf(out, "%-14s %12d\n", "flush", s.Flushes)
 	fmt.Fprintf(out, "%-14s %12d\n", "other", s.Other)
 	fmt.Fprintf(out, "%-14s %12d\n", "answered ok", s.OK)
