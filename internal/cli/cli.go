@@ -24,6 +24,7 @@ const release = "0.1.0"
 // commands is the whole command line.
 type commands struct {
 	Connect connectCmd `cmd:"" help:"Attach a disk to a running virtual machine and serve it."`
+	Image   imageCmd   `cmd:"" help:"Make, look at, check and mend VHD images."`
 
 	Verbose bool             `short:"v" help:"Log every step to standard error."`
 	Version kong.VersionFlag `help:"Print the version and exit."`
@@ -40,6 +41,8 @@ type environment struct {
 	openXen        func() (blkback.Xen, error)
 	// signals calls f on the loop for each signal that asks for an end.
 	signals func(loop *reactor.Loop, f func(os.Signal))
+	// notify sends to c each signal that asks for an end.
+	notify func(c chan<- os.Signal)
 	// ready prepares the process to serve disks.
 	ready func()
 }
@@ -47,11 +50,11 @@ type environment struct {
 // Main runs the command line and returns the exit code. The commit is what
 // the linker was told, or empty.
 func Main(args []string, commit string) int {
-	return run(args, &environment{
+	return dieOf(run(args, &environment{
 		stdout: os.Stdout, stderr: os.Stderr, version: version(commit), now: time.Now,
 		onXen: onXen, dial: xs.Dial, openXen: openDoor,
-		signals: signals, ready: ready,
-	})
+		signals: signals, notify: notifySignals, ready: ready,
+	}))
 }
 
 const description = `Attach virtual disks to running Xen virtual machines.
@@ -61,9 +64,11 @@ Run it in dom0 or in a driver domain, as root.
 Examples:
   xen-disk connect debian
   xen-disk connect debian --path disk.raw
+  xen-disk image create disk.vhd --size 10GiB
 
 Exit codes:
-  0 ok  1 failed  2 usage  3 not found  4 busy  5 guest  9 no Xen`
+  0 ok  1 failed  2 usage  3 not found  4 busy  5 guest
+  6 corrupt  7 leaks  8 differ  9 no Xen`
 
 func run(args []string, env *environment) int {
 	var cmds commands
@@ -95,7 +100,7 @@ func usage(err error) error {
 	hint := "run 'xen-disk --help'"
 	var parse *kong.ParseError
 	if errors.As(err, &parse) && parse.Context != nil && parse.Context.Selected() != nil {
-		hint = fmt.Sprintf("run 'xen-disk %s --help'", parse.Context.Selected().Name)
+		hint = fmt.Sprintf("run '%s --help'", parse.Context.Selected().FullPath())
 	}
 	return &userError{What: err.Error(), Hint: hint, Code: exitUsage}
 }

@@ -24,10 +24,13 @@ import (
 //	4  busy      the image or the virtual device is in use
 //	5  guest     the guest never took the disk, or did not let go of it and it
 //	             was taken away
+//	6  corrupt   an image contradicts itself; 'check' found damage
+//	7  leaks     'check' found space that no block uses, and no damage
+//	8  differ    'compare' found two images that differ
 //	9  no Xen    no usable Xen here: not under Xen, no xenstored, no modules
 //
-// A signal that comes before the device is made ends the process as signals
-// do: 128 + its number, in a shell's eyes.
+// A signal that comes before the device is made, or during work on an image,
+// ends the process as signals do: 128 + its number, in a shell's eyes.
 const (
 	exitOK      = 0
 	exitFailed  = 1
@@ -35,7 +38,12 @@ const (
 	exitMissing = 3
 	exitBusy    = 4
 	exitGuest   = 5
+	exitCorrupt = 6
+	exitLeaks   = 7
+	exitDiffer  = 8
 	exitNoXen   = 9
+
+	exitSignal = 128
 )
 
 // userError is an error for a person: at most three lines that say what, why
@@ -47,10 +55,19 @@ type userError struct {
 
 func (e *userError) Error() string { return e.What }
 
+// exitCode is an answer that is no failure and has been printed.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
 // report prints an error and returns its exit code.
 func report(w io.Writer, err error) int {
 	if err == nil {
 		return exitOK
+	}
+	var code exitCode
+	if errors.As(err, &code) {
+		return int(code)
 	}
 	var u *userError
 	if !errors.As(err, &u) {

@@ -56,7 +56,10 @@ func TestReadmeExitCodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, code := range []int{exitOK, exitFailed, exitUsage, exitMissing, exitBusy, exitGuest, exitNoXen} {
+	for _, code := range []int{
+		exitOK, exitFailed, exitUsage, exitMissing, exitBusy, exitGuest,
+		exitCorrupt, exitLeaks, exitDiffer, exitNoXen,
+	} {
 		if !regexp.MustCompile(`(?m)^\| ` + string(rune('0'+code)) + ` \|`).Match(readme) {
 			t.Errorf("README does not explain exit code %d", code)
 		}

@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"fmt"
+
+	"xen-disk/vhd"
+)
+
+// imageCreateCmd makes an image with nothing in it.
+type imageCreateCmd struct {
+	File      string   `arg:"" help:"File to make; it must not exist."`
+	Size      byteSize `required:"" placeholder:"SIZE" help:"Size of the disk, such as 10GiB, 512M or a number of bytes; units are powers of 1024."`
+	Type      string   `enum:"dynamic,fixed" default:"dynamic" placeholder:"TYPE" help:"dynamic (default): the file grows as it is written. fixed: it has its size at once, in holes where the file system can."`
+	BlockSize byteSize `placeholder:"SIZE" help:"What a dynamic image grows by: a power of two, 2MiB if not given. Other sizes do not work with XenServer."`
+	For       string   `enum:"any,xenserver" default:"any" placeholder:"WHOM" help:"any (default), or xenserver: say that blktap made it and keep its batmap, for XenServer and XCP-ng."`
+}
+
+// Help is what 'xen-disk image create --help' says besides the flags.
+func (c *imageCreateCmd) Help() string {
+	return `Examples:
+  xen-disk image create disk.vhd --size 10GiB
+  xen-disk image create disk.vhd --size 10GiB --type fixed
+  xen-disk image create disk.vhd --size 1TiB --for xenserver`
+}
+
+// Run makes the image.
+func (c *imageCreateCmd) Run(env *environment, image *imageCmd) error {
+	if suffixFormat(c.File) == formatRaw {
+		return &userError{
+			What: fmt.Sprintf("%s is named as a raw image, and this makes VHDs", c.File),
+			Hint: fmt.Sprintf("name it .vhd; or: truncate -s %d %s", c.Size, c.File), Code: exitUsage,
+		}
+	}
+	o := vhd.CreateOptions{SizeBytes: int64(c.Size), BlockBytes: int64(c.BlockSize), Type: vhd.TypeDynamic}
+	if c.Type == "fixed" {
+		o.Type = vhd.TypeFixed
+	}
+	if c.For == "xenserver" {
+		o.Creator = vhd.CreatorXenServer
+	}
+	if err := vhd.Create(c.File, o); err != nil {
+		return explainImage("make", c.File, err)
+	}
+	return image.show(env, &imageMade{Path: c.File, SizeBytes: o.SizeBytes})
+}
+
+// imageMade says that an image is there.
+type imageMade struct {
+	Version   version1 `json:"version"`
+	Path      string   `json:"path"`
+	SizeBytes int64    `json:"virtual_size"`
+}
+
+func (r *imageMade) text() string {
+	return fmt.Sprintf("Made %s: %s.\n", printable(r.Path), sizeText(r.SizeBytes))
+}

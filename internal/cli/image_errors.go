@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"xen-disk/disk"
+	"xen-disk/vhd"
+)
+
+// explainImage explains why a command could not do to an image what the verb
+// says.
+func explainImage(verb, path string, err error) error {
+	u := &userError{What: fmt.Sprintf("cannot %s %s", verb, path), Why: cause(err), Code: exitFailed}
+	var (
+		stopped *stoppedError
+		parent  *vhd.ParentError
+		used    *disk.InUseError
+	)
+	switch {
+	case errors.As(err, &stopped):
+		u.What, u.Why = fmt.Sprintf("stopped before it could %s %s", verb, path), ""
+		u.Code = stopped.code()
+	case errors.As(err, &parent):
+		u.What, u.Code = fmt.Sprintf("cannot find the parent of %s", parent.Child), exitMissing
+		u.Why = explainTried(parent)
+		u.Hint = "if it was moved: xen-disk image reparent, or --parent-dir DIR"
+	case errors.As(err, &used):
+		u.What, u.Code = fmt.Sprintf("%s is in use", used.Path), exitBusy
+		u.Why, u.Hint = explainHolder(used)
+	case errors.Is(err, fs.ErrExist):
+		u.Why, u.Hint = "it is there already, and images are never overwritten", "remove it, or choose another name"
+	case errors.Is(err, fs.ErrNotExist):
+		u.Code = exitMissing
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		u.Hint = "check its owner and mode, and those of its directory"
+	case errors.Is(err, unix.ENOSPC):
+		u.Hint = "make space on its file system, and try again"
+	case errors.Is(err, disk.ErrDirectory), errors.Is(err, disk.ErrNotRegular), errors.Is(err, vhd.ErrNotRegular):
+		u.Code, u.Hint = exitUsage, "name an image file or a block device"
+	default:
+		explainFormat(u, path, err)
+	}
+	return u
+}
+
+// explainFormat explains what is wrong with the bytes of a file.
+func explainFormat(u *userError, path string, err error) {
+	switch {
+	case errors.Is(err, vhd.ErrNotVHD):
+		u.Code = exitUsage
+	case errors.Is(err, vhd.ErrUnsupported):
+		u.Code = exitUsage
+	case errors.Is(err, vhd.ErrRawParent):
+		u.Code, u.Hint = exitUsage, "if you trust the image: --raw-parent"
+	case errors.Is(err, vhd.ErrTooDeep):
+		u.Code, u.Hint = exitUsage, "xen-disk image coalesce makes chains shorter"
+	case errors.Is(err, vhd.ErrCorrupt):
+		u.Code, u.Hint = exitCorrupt, "xen-disk image check "+path+" says more"
+	}
+}
+
+// explainTried lists where a parent was looked for, and why it is not there.
+func explainTried(e *vhd.ParentError) string {
+	if len(e.Tried) == 0 {
+		return "the image names none"
+	}
+	var tried []string
+	for _, a := range e.Tried {
+		why := cause(a.Err)
+		switch {
+		case errors.Is(a.Err, fs.ErrNotExist):
+			why = a.Path + " is not there"
+		case a.Path == "":
+			why = a.Found + " cannot be read"
+		}
+		tried = append(tried, why)
+	}
+	return strings.Join(tried, "; ")
+}

@@ -1,0 +1,55 @@
+package cli
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"xen-disk/disk"
+)
+
+// imageFormat is how the bytes of an image file are laid out, as --from and
+// --to name it.
+type imageFormat string
+
+const (
+	formatNone imageFormat = "" // nobody said
+	formatRaw  imageFormat = "raw"
+	formatVHD  imageFormat = "vhd"
+)
+
+// suffixFormat goes by the name. It never looks inside: the first sector of a
+// raw image is its guest's, who can put a VHD there that has any file of the
+// host as its parent (CVE-2008-2004 is the same with qcow2).
+func suffixFormat(path string) imageFormat {
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".vhd":
+		return formatVHD
+	case ".raw", ".img":
+		return formatRaw
+	}
+	return formatNone
+}
+
+// settle takes what a flag says, or else what the name says.
+func (f imageFormat) settle(path, flag string) (imageFormat, error) {
+	if f == formatNone {
+		f = suffixFormat(path)
+	}
+	if f == formatNone {
+		return f, &userError{
+			What: fmt.Sprintf("%s does not say by its name what format it has", path),
+			Why:  "names that do: .vhd, .raw and .img; the contents are never asked, since a guest wrote them",
+			Hint: fmt.Sprintf("%s raw, or %s vhd", flag, flag), Code: exitUsage,
+		}
+	}
+	return f, nil
+}
+
+// disk is the same for package disk.
+func (f imageFormat) disk() disk.Format {
+	if f == formatVHD {
+		return disk.VHD
+	}
+	return disk.Raw
+}

@@ -1,0 +1,108 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/sys/unix"
+)
+
+// work does what may take long. A signal cancels its context, and is then in
+// the error; a second one ends the process at once. On a terminal it shows how
+// far it is.
+func (env *environment) work(name string, do func(ctx context.Context, show progress) error) error {
+	ctx, stop := untilSignal(env.notify)
+	defer stop()
+	show, end := startProgress(env.stderr, name)
+	err := do(ctx, show)
+	end()
+	var stopped *stoppedError
+	if errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &stopped) {
+		return errors.Join(stopped, err)
+	}
+	return err
+}
+
+// progress shows how much is done, in bytes; any goroutine may call it.
+type progress func(doneBytes, totalBytes int64)
+
+// startProgress draws a bar where a person sees it, until end.
+func startProgress(w io.Writer, name string) (show progress, end func()) {
+	f, ok := w.(*os.File)
+	if !ok || !isTerminal(f) {
+		return func(int64, int64) {}, func() {}
+	}
+	bars := mpb.New(mpb.WithOutput(f), mpb.WithWidth(columns))
+	bar := bars.New(0, mpb.BarStyle().Lbound("[").Filler("#").Tip("#").Padding(" ").Rbound("]"),
+		mpb.PrependDecorators(decor.Name(name+" "), decor.CountersKibiByte("% .1f / % .1f")),
+		mpb.AppendDecorators(decor.AverageSpeed(decor.SizeB1024(0), "% .1f"), decor.AverageETA(decor.ET_STYLE_GO, decor.WC{W: 8})))
+	show = func(doneBytes, totalBytes int64) {
+		bar.SetTotal(totalBytes, false)
+		bar.SetCurrent(doneBytes)
+	}
+	return show, func() {
+		bar.Abort(true) // the command says in words what became of it
+		bars.Wait()
+	}
+}
+
+// stoppedError says that a person wanted no more.
+type stoppedError struct{ signal unix.Signal }
+
+func (e *stoppedError) Error() string { return fmt.Sprintf("stopped by %v", e.signal) }
+
+// code is the exit code by which shells tell what a process died of.
+func (e *stoppedError) code() int { return exitSignal + int(e.signal) }
+
+// untilSignal returns a context that the first signal cancels. From then on,
+// and after stop, signals do what they do when nobody listens.
+func untilSignal(notify func(chan<- os.Signal)) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	heard := make(chan os.Signal, 1)
+	notify(heard)
+	go func() { // until stop
+		select {
+		case sig := <-heard:
+			signal.Stop(heard)
+			n, _ := sig.(unix.Signal)
+			cancel(&stoppedError{n})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(heard)
+		cancel(nil)
+	}
+}
+
+// notifySignals listens to what asks for an end, but for what whoever started
+// the process had it ignore (nohup, or a shell's background).
+func notifySignals(c chan<- os.Signal) {
+	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signal.Notify(c, sig)
+		}
+	}
+}
+
+// dieOf ends the process as a signal does when the exit code says so: a shell
+// goes on with its loop after a command that merely exits
+// (https://www.cons.org/cracauer/sigint.html).
+func dieOf(code int) int {
+	if code <= exitSignal {
+		return code
+	}
+	sig := unix.Signal(code - exitSignal)
+	signal.Reset(sig)
+	if unix.Kill(unix.Getpid(), sig) == nil {
+		<-time.After(time.Second) // another thread may be the one to take it
+	}
+	return code
+}
