@@ -65,6 +65,40 @@ func TestDiscardReachesTheDisk(t *testing.T) {
 	}
 }
 
+// TestDiscardFreesSpaceOfTheImage: the real disks, from the ring to the file
+// system, which has its blocks back.
+func TestDiscardFreesSpaceOfTheImage(t *testing.T) {
+	const sectors, at, nr = 4096, 1024, 2048 // 1 MiB of 2
+	for _, f := range keeping {
+		t.Run(f.String(), func(t *testing.T) {
+			p := newPlane(t)
+			d, want, path := openDisk(t, f, sectors, disk.Options{})
+			must(t, d.Flush()) // a file's blocks may be counted only then
+			s := p.serve(d, attached{})
+			before := blocks(t, path)
+			if status, err := s.front.Discard(deadlineData(t), at, nr); status != 0 || err != nil {
+				t.Fatalf("discard: %d, %v", status, err)
+			}
+			clear(want[at*512 : (at+nr)*512])
+			checkImage(t, s, path, want)
+			const own = 64 // the file system may need some to describe the hole
+			if after := blocks(t, path); before-after < nr-own {
+				t.Errorf("the image has %d blocks of 512 bytes less, want %d", before-after, nr)
+			}
+		})
+	}
+}
+
+// blocks is how much of a file is stored, in units of 512 bytes (stat(2)).
+func blocks(t *testing.T, path string) int64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks
+}
+
 // TestMalformedDiscards tells the lies that only who takes discards is told.
 func TestMalformedDiscards(t *testing.T) {
 	var all []lie
