@@ -47,10 +47,12 @@ func openChain(path string, o *Options) (chain []*image, err error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	chain = []*image{leaf}
-	if !o.ReadOnly {
+	if err = leaf.readable(); err == nil && !o.ReadOnly {
 		err = leaf.writable()
 	}
-	if err == nil {
+	if err != nil {
+		err = fmt.Errorf("open %s: %w", path, err)
+	} else {
 		chain, err = extendChain(chain, o)
 	}
 	if err != nil {

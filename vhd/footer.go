@@ -3,8 +3,8 @@ package vhd
 import (
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -105,34 +105,31 @@ type Footer struct {
 	reserved [426]byte
 }
 
-var (
-	// ErrNotVHD: there is no footer, or not one that can be believed.
-	ErrNotVHD = errors.New("not a VHD")
-	// ErrCorrupt: the image contradicts itself.
-	ErrCorrupt = errors.New("image is corrupt")
-	// ErrUnsupported: a part of the format that is not supported here.
-	ErrUnsupported = errors.New("not supported")
-)
-
 // parseFooter reads the 511 or 512 bytes of a footer. It checks the cookie and
 // the sum, and nothing else.
 func parseFooter(b []byte) (*Footer, error) {
 	var full [footerBytes]byte
 	copy(full[:], b)
+	f := decodeFooter(&full)
+	if f == nil {
+		return nil, fmt.Errorf("%w: no footer cookie", ErrNotVHD)
+	}
+	got := binary.BigEndian.Uint32(full[checksumAtFooter:])
+	want := checksum(full[:], checksumAtFooter)
+	// blktap up to 1.1 set hidden without summing again.
+	if got != want && got != want+uint32(f.Hidden) {
+		return nil, fmt.Errorf("%w: footer checksum is %#08x, want %#08x", ErrCorrupt, got, want)
+	}
+	return f, nil
+}
+
+// decodeFooter reads a footer whatever its sum is. It returns nil where there
+// is no cookie.
+func decodeFooter(full *[footerBytes]byte) *Footer {
 	be := binary.BigEndian
 	f := &Footer{poisoned: string(full[:8]) == poisonCookie}
 	if !f.poisoned && string(full[:8]) != footerCookie {
-		return nil, fmt.Errorf("%w: no footer cookie", ErrNotVHD)
-	}
-	if got, want := be.Uint32(full[checksumAtFooter:]), checksum(full[:], checksumAtFooter); got != want {
-		// blktap up to 1.1 set hidden without summing again.
-		hidden := full[85]
-		full[85] = 0
-		unhidden := checksum(full[:], checksumAtFooter)
-		full[85] = hidden
-		if hidden == 0 || got != unhidden {
-			return nil, fmt.Errorf("%w: footer checksum is %#08x, want %#08x", ErrCorrupt, got, want)
-		}
+		return nil
 	}
 	f.Features = be.Uint32(full[8:])
 	f.Version = be.Uint32(full[12:])
@@ -148,7 +145,23 @@ func parseFooter(b []byte) (*Footer, error) {
 	copy(f.UUID[:], full[68:])
 	f.SavedState, f.Hidden = full[84], full[85]
 	copy(f.reserved[:], full[86:])
-	return f, nil
+	return f
+}
+
+// check refuses what a footer may not say. The size is that of the disk.
+func (f *Footer) check(at int64) (sizeBytes int64, err error) {
+	switch {
+	case f.poisoned:
+		return 0, fail(ErrUnsupported, "poisoned", at,
+			"a resize by blktap was interrupted: \"vhd-util revert\" with its journal undoes it")
+	case f.Version>>16 != version1>>16:
+		return 0, fail(ErrUnsupported, "footer-version", at+12, "footer version is %#08x, want %#08x", f.Version, version1)
+	case f.Type != TypeFixed && f.Type != TypeDynamic && f.Type != TypeDifferencing:
+		return 0, fail(ErrUnsupported, "disk-type", at+60, "disk type is %d, want 2, 3 or 4", uint32(f.Type))
+	case f.CurrentSize < SectorBytes || f.CurrentSize > math.MaxInt64:
+		return 0, fail(ErrCorrupt, "size", at+48, "size is %d bytes, want 512 to 2^63-1", f.CurrentSize)
+	}
+	return int64(f.CurrentSize) / SectorBytes * SectorBytes, nil
 }
 
 // bytes is the footer as it lies in the file, with its sum.

@@ -1,7 +1,6 @@
 package vhd
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +8,7 @@ import (
 )
 
 // image is one file of a chain: its metadata, read and checked. It does no
-// data I/O and changes nothing; Disk, check and the offline tools work on it.
+// data I/O; Disk, check and the offline tools work on it.
 type image struct {
 	path   string
 	file   File
@@ -19,10 +18,15 @@ type image struct {
 	header Header // zero for a fixed image
 	// bat holds the BAT in host order, one entry a block that the virtual
 	// size needs; nil for a fixed image. Who writes the image stores into it.
+	// It has no entry that points past the end or into metadata: readBAT
+	// takes such a block for unallocated, as it would be without the entry.
 	bat []atomic.Uint32
 	// batmap has a trusted bit for each block that is completely present, or
-	// is nil. It may lack bits and never has one too many.
+	// is nil. It may lack bits and never has one too many. It can be shorter
+	// than the BAT.
 	batmap []byte
+	// batmapAt is where the header of the batmap lies, -1 without one.
+	batmapAt int64
 
 	sizeBytes int64 // virtual, a multiple of 512
 	fileBytes int64 // length of the file when it was opened
@@ -30,44 +34,19 @@ type image struct {
 	metaEnd   int64 // end of footer copy, header, locators, BAT and batmap
 	dataEnd   int64 // end of the last block, or metaEnd
 
+	encrypted bool
+	// anySum accepts footers whose sum is wrong, for a repair that is forced.
+	anySum   bool
 	problems []Problem
-}
-
-// Severity says what a problem keeps one from doing.
-type Severity uint8
-
-const (
-	// Note: unusual, and harmless.
-	Note Severity = iota
-	// Leak: space that no block uses.
-	Leak
-	// Damage: the image can be read, and must be repaired before it is
-	// written.
-	Damage
-	// Unreadable: the image cannot be opened.
-	Unreadable
-)
-
-// String returns the word that reports use.
-func (s Severity) String() string {
-	return [...]string{"note", "leak", "damage", "unreadable"}[s]
-}
-
-// Problem is something that is not as it should be in an image.
-type Problem struct {
-	// Code is stable and meant for programs: "mirror-differs", "bat-overlap".
-	Code     string
-	Severity Severity
-	// Offset is where in the file, in bytes; -1 for no one place.
-	Offset int64
-	// Text is for people: one line that names the field and its value.
-	Text string
 }
 
 // blocks is the number of blocks that the virtual size needs.
 func (m *image) blocks() int64 { return int64(len(m.bat)) }
 
 func (m *image) blockBytes() int64 { return int64(m.header.BlockBytes) }
+
+// stride is what a block takes in the file: its bitmap and its data.
+func (m *image) stride() int64 { return m.header.bitmapBytes() + m.blockBytes() }
 
 // dataAt is where the data of a block lie, for a BAT entry that is in use.
 func (m *image) dataAt(entry uint32) int64 {
@@ -77,39 +56,57 @@ func (m *image) dataAt(entry uint32) int64 {
 // blockEnd is where a block ends in the file.
 func (m *image) blockEnd(entry uint32) int64 { return m.dataAt(entry) + m.blockBytes() }
 
-func (m *image) note(code string, s Severity, off int64, format string, args ...any) {
-	m.problems = append(m.problems, Problem{code, s, off, fmt.Sprintf(format, args...)})
+// readImage reads and checks the metadata of one file. With an error the image
+// holds what could be read; without a footer its type is 0.
+func readImage(path string, file File) (*image, error) {
+	m := &image{path: path, file: file}
+	return m, m.readMetadata()
 }
 
-// readImage reads and checks the metadata of one file.
-func readImage(path string, file File) (*image, error) {
-	m := &image{path: path, file: file, footerAt: -1}
-	var err error
-	if m.fileBytes, err = file.Size(); err != nil {
-		return nil, err
+func (m *image) readMetadata() error {
+	err := m.readParts()
+	if err == nil && m.footerAt >= 0 {
+		return nil
 	}
-	if err := m.readFooter(); err != nil {
-		return nil, err
+	if part := splitPart(m.path); part != "" && (err == nil || errors.Is(err, ErrNotVHD)) {
+		err = fail(ErrUnsupported, "split", -1, "%s is beside it: the image is split into parts that must be joined first", part)
 	}
-	m.sizeBytes = int64(m.footer.CurrentSize)
-	m.metaEnd = 0
+	var bad *ImageError
+	if errors.As(err, &bad) {
+		bad.Path = m.path
+	}
+	return err
+}
+
+func (m *image) readParts() (err error) {
+	m.footerAt, m.batmapAt = -1, -1
+	if m.fileBytes, err = m.file.Size(); err != nil {
+		return err
+	}
+	if err := m.readFooters(); err != nil {
+		return err
+	}
 	if m.footer.Type == TypeFixed {
-		m.dataEnd = m.sizeBytes
-		return m, nil
+		return m.checkFixed()
 	}
 	if err := m.readHeader(); err != nil {
-		return nil, err
+		var bad *ImageError
+		if m.footerAt < 0 && errors.As(err, &bad) {
+			// Whoever wrote to the first sector of a raw disk can have
+			// written this footer.
+			m.footer = Footer{}
+			return fail(ErrNotVHD, codeFooterMissing, 0, "no footer at the end, and none of a VHD at the beginning: %v", err)
+		}
+		return err
 	}
-	if err := m.readBAT(); err != nil {
-		return nil, err
-	}
-	return m, nil
+	m.readBatmap()
+	return m.readBAT()
 }
 
 // readRaw makes an image of a file that is no VHD, whatever its bytes say: all
 // of it is data.
 func readRaw(path string, file File) (*image, error) {
-	m := &image{path: path, file: file, footerAt: -1, raw: true}
+	m := &image{path: path, file: file, footerAt: -1, batmapAt: -1, raw: true}
 	var err error
 	if m.fileBytes, err = file.Size(); err != nil {
 		return nil, err
@@ -121,68 +118,61 @@ func readRaw(path string, file File) (*image, error) {
 	return m, nil
 }
 
-// writable says why an image must not be written before it is repaired.
-func (m *image) writable() error { return nil }
-
-func (m *image) readFooter() error {
-	b, err := m.read(m.fileBytes-footerBytes, footerBytes)
-	if err != nil {
-		return err
+// limit is where the part of the file ends that metadata and blocks may use.
+func (m *image) limit() int64 {
+	if m.footerAt >= 0 {
+		return m.footerAt
 	}
-	f, err := parseFooter(b)
-	if err != nil {
-		return err
-	}
-	m.footer, m.footerAt = *f, m.fileBytes-footerBytes
-	return nil
-}
-
-func (m *image) readHeader() error {
-	b, err := m.read(int64(m.footer.DataOffset), headerBytes)
-	if err != nil {
-		return err
-	}
-	h, err := parseHeader(b)
-	if err != nil {
-		return err
-	}
-	m.header = *h
-	return nil
-}
-
-func (m *image) readBAT() error {
-	need := (m.sizeBytes + m.blockBytes() - 1) / m.blockBytes()
-	at := int64(m.header.TableOffset)
-	b, err := m.read(at, int(need*4))
-	if err != nil {
-		return err
-	}
-	m.bat = make([]atomic.Uint32, need)
-	m.metaEnd = at + roundUp(int64(m.header.MaxTableEntries)*4, SectorBytes)
-	m.dataEnd = m.metaEnd
-	for i := range m.bat {
-		e := binary.BigEndian.Uint32(b[4*i:])
-		m.bat[i].Store(e)
-		if e != unallocated {
-			m.dataEnd = max(m.dataEnd, m.blockEnd(e))
-		}
-	}
-	return nil
+	return m.fileBytes
 }
 
 // read returns n bytes at off, all of which must be there.
 func (m *image) read(off int64, n int) ([]byte, error) {
-	if off < 0 || off > m.fileBytes || int64(n) > m.fileBytes-off {
-		return nil, fmt.Errorf("%w: %d bytes at %d are past the end of the file at %d",
-			ErrCorrupt, n, off, m.fileBytes)
-	}
 	b := make([]byte, n)
-	got, err := m.file.ReadAt(b, off)
-	if got == n {
-		return b, nil
+	return b, m.readInto(b, off)
+}
+
+func (m *image) readInto(b []byte, off int64) error {
+	if off < 0 || off > m.fileBytes || int64(len(b)) > m.fileBytes-off {
+		return fmt.Errorf("%w: %d bytes at %d are past the end of the file at %d", ErrCorrupt, len(b), off, m.fileBytes)
 	}
-	if errors.Is(err, io.EOF) {
+	n, err := m.file.ReadAt(b, off)
+	if n == len(b) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return nil, fmt.Errorf("read %d bytes at %d: %w", n, off, err)
+	return fmt.Errorf("read %d bytes at %d: %w", len(b), off, err)
+}
+
+// extent is a run of bytes in a file.
+type extent struct{ start, end int64 }
+
+func (e extent) overlaps(o extent) bool { return e.start < o.end && o.start < e.end }
+
+// metadata lists where the image's metadata lie, but for the footer at the end.
+func (m *image) metadata() []extent {
+	h := &m.header
+	table := int64(h.TableOffset)
+	parts := []extent{
+		{0, footerBytes},
+		{int64(m.footer.DataOffset), int64(m.footer.DataOffset) + headerBytes},
+		{table, table + h.tableBytes()},
+	}
+	if m.batmapAt >= 0 {
+		parts = append(parts, extent{m.batmapAt, m.batmapAt + batmapHeaderBytes + m.batmapBytes()})
+	}
+	for i := range h.Locators {
+		l := &h.Locators[i]
+		if !l.used() || l.check(m.fileBytes) != nil {
+			continue
+		}
+		end := int64(l.DataOffset) + roundUp(int64(l.DataLength), SectorBytes)
+		if reserved := int64(l.DataOffset) + l.space(); reserved <= m.limit() {
+			end = max(end, reserved)
+		}
+		parts = append(parts, extent{int64(l.DataOffset), end})
+	}
+	return parts
 }

@@ -182,6 +182,9 @@ func tryParent(chain []*image, path string, raw bool, o *Options) (_ *image, err
 		return readRaw(path, file)
 	}
 	m, err := readImage(path, file)
+	if err == nil {
+		err = m.readable()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
