@@ -102,7 +102,7 @@ func (f *imageFile) zero(off, n int64, mayFree bool) error {
 // store cannot.
 //
 // On a block device it is BLKDISCARD and not punchHole: LVM's thin volumes know
-// discards only (drivers/md/dm-thin.c sets no max_write_zeroes_sectors), and
+// discards only (drivers/md/dm-thin.c, thin_ctr: no num_write_zeroes_bios), and
 // the kernel refuses it before it touches the page cache (block/ioctl.c,
 // blk_ioctl_discard). The third mode of fallocate that was a discard,
 // FALLOC_FL_NO_HIDE_STALE, is gone since Linux 6.12. What a device returns for
