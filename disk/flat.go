@@ -15,9 +15,8 @@ const maxFileSectorBytes = 4096
 // flat is what raw and mmap have in common: a file whose bytes are the disk's
 // bytes, one to one.
 type flat struct {
-	file *imageFile
-	info Info
-	// grain is what can be given back; sizeBytes 0 when nothing can.
+	file  *imageFile
+	info  Info
 	grain grain
 }
 
@@ -116,8 +115,7 @@ func (d *flat) WriteZeroes(off, n int64, mayFree bool) error {
 // answers do not go forward.
 func (d *flat) NextExtent(off int64) (Extent, error) {
 	size := d.info.SizeBytes
-	err := d.check(sectorBytes, off)
-	if err != nil {
+	if err := d.check(sectorBytes, off); err != nil {
 		return Extent{}, fmt.Errorf("map %s: %w", d.info.Path, err)
 	}
 	start, end, err := d.file.NextData(off)
