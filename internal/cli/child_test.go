@@ -48,6 +48,8 @@ func child(role string) int {
 		return run([]string{"connect", "debian"}, early(r))
 	case "stuck":
 		return stuck(r)
+	case "stopped", "stuck work":
+		return worksUntilSignal(role)
 	}
 	return served(r)
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -41,8 +42,8 @@ type environment struct {
 	openXen        func() (blkback.Xen, error)
 	// signals calls f on the loop for each signal that asks for an end.
 	signals func(loop *reactor.Loop, f func(os.Signal))
-	// notify sends to c each signal that asks for an end.
-	notify func(c chan<- os.Signal)
+	// untilSignal returns the context of long work on an image.
+	untilSignal func() (ctx context.Context, stop func())
 	// ready prepares the process to serve disks.
 	ready func()
 }
@@ -53,7 +54,7 @@ func Main(args []string, commit string) int {
 	return dieOf(run(args, &environment{
 		stdout: os.Stdout, stderr: os.Stderr, version: version(commit), now: time.Now,
 		onXen: onXen, dial: xs.Dial, openXen: openDoor,
-		signals: signals, notify: notifySignals, ready: ready,
+		signals: signals, untilSignal: untilSignal, ready: ready,
 	}))
 }
 
@@ -77,7 +78,9 @@ func run(args []string, env *environment) int {
 		kong.Name("xen-disk"), kong.Description(description),
 		kong.Vars{"version": env.version}, kong.Writers(env.stdout, env.stderr),
 		kong.Exit(func(code int) { exit = code }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, WrapUpperBound: columns}))
+		kong.ConfigureHelp(kong.HelpOptions{
+			Compact: true, FlagsLast: true, NoExpandSubcommands: true, WrapUpperBound: columns,
+		}))
 	if err != nil {
 		panic(err) // the struct above is wrong
 	}

@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+
+	"xen-disk/disk"
+	"xen-disk/vhd"
 )
 
 // imageCmd makes, looks at and mends images; none of its commands needs Xen.
 type imageCmd struct {
-	Create imageCreateCmd `cmd:"" help:"Make an empty VHD."`
+	Create  imageCreateCmd  `cmd:"" help:"Make an empty VHD."`
+	Convert imageConvertCmd `cmd:"" help:"Copy a disk into a new raw image or VHD."`
+	Compare imageCompareCmd `cmd:"" help:"Compare the disks that two images hold."`
 
 	JSON bool `name:"json" help:"Print one JSON object; docs/json.md describes it."`
 }
@@ -20,6 +25,25 @@ locks what it opens, so none can spoil an image that a guest uses.
 
 Examples:
   xen-disk image create disk.vhd --size 10GiB`
+}
+
+// chainFlags say where parents may be.
+type chainFlags struct {
+	ParentDir []string `sep:"none" placeholder:"DIR" help:"Directory where parents are looked for too, by name. May be given several times."`
+	RawParent bool     `help:"Take the bytes of any file for the parent of an image that names one without UUID."`
+}
+
+// vhd is the same for package vhd.
+func (f *chainFlags) vhd(readOnly bool) vhd.Options {
+	return vhd.Options{ReadOnly: readOnly, SearchPath: f.ParentDir, RawParent: f.RawParent}
+}
+
+// open opens an image for reading.
+func (f *chainFlags) open(path string, format imageFormat) (disk.Disk, error) {
+	if format == formatRaw {
+		return disk.Open(path, disk.Raw, disk.Options{ReadOnly: true})
+	}
+	return disk.Open(path, disk.VHD, disk.Options{ReadOnly: true})
 }
 
 // result is what a command found out or did. Its fields and their tags are

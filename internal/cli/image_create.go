@@ -6,13 +6,30 @@ import (
 	"xen-disk/vhd"
 )
 
-// imageCreateCmd makes an image with nothing in it.
-type imageCreateCmd struct {
-	File      string   `arg:"" help:"File to make; it must not exist."`
-	Size      byteSize `required:"" placeholder:"SIZE" help:"Size of the disk, such as 10GiB, 512M or a number of bytes; units are powers of 1024."`
+// layoutFlags say how a new VHD is laid out.
+type layoutFlags struct {
 	Type      string   `enum:"dynamic,fixed" default:"dynamic" placeholder:"TYPE" help:"dynamic (default): the file grows as it is written. fixed: it has its size at once, in holes where the file system can."`
 	BlockSize byteSize `placeholder:"SIZE" help:"What a dynamic image grows by: a power of two, 2MiB if not given. Other sizes do not work with XenServer."`
 	For       string   `enum:"any,xenserver" default:"any" placeholder:"WHOM" help:"any (default), or xenserver: say that blktap made it and keep its batmap, for XenServer and XCP-ng."`
+}
+
+// options are what vhd.Create takes.
+func (f *layoutFlags) options(sizeBytes int64) vhd.CreateOptions {
+	o := vhd.CreateOptions{SizeBytes: sizeBytes, BlockBytes: int64(f.BlockSize), Type: vhd.TypeDynamic}
+	if f.Type == "fixed" {
+		o.Type = vhd.TypeFixed
+	}
+	if f.For == "xenserver" {
+		o.Creator = vhd.CreatorXenServer
+	}
+	return o
+}
+
+// imageCreateCmd makes an image with nothing in it.
+type imageCreateCmd struct {
+	File string   `arg:"" help:"File to make; it must not exist."`
+	Size byteSize `required:"" placeholder:"SIZE" help:"Size of the disk, such as 10GiB, 512M or a number of bytes; units are powers of 1024."`
+	layoutFlags
 }
 
 // Help is what 'xen-disk image create --help' says besides the flags.
@@ -31,13 +48,7 @@ func (c *imageCreateCmd) Run(env *environment, image *imageCmd) error {
 			Hint: fmt.Sprintf("name it .vhd; or: truncate -s %d %s", c.Size, c.File), Code: exitUsage,
 		}
 	}
-	o := vhd.CreateOptions{SizeBytes: int64(c.Size), BlockBytes: int64(c.BlockSize), Type: vhd.TypeDynamic}
-	if c.Type == "fixed" {
-		o.Type = vhd.TypeFixed
-	}
-	if c.For == "xenserver" {
-		o.Creator = vhd.CreatorXenServer
-	}
+	o := c.layoutFlags.options(int64(c.Size))
 	if err := vhd.Create(c.File, o); err != nil {
 		return explainImage("make", c.File, err)
 	}

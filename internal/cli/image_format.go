@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
-
-	"xen-disk/disk"
 )
 
 // imageFormat is how the bytes of an image file are laid out, as --from and
@@ -44,12 +42,4 @@ func (f imageFormat) settle(path, flag string) (imageFormat, error) {
 		}
 	}
 	return f, nil
-}
-
-// disk is the same for package disk.
-func (f imageFormat) disk() disk.Format {
-	if f == formatVHD {
-		return disk.VHD
-	}
-	return disk.Raw
 }

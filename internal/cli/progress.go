@@ -18,14 +18,13 @@ import (
 // the error; a second one ends the process at once. On a terminal it shows how
 // far it is.
 func (env *environment) work(name string, do func(ctx context.Context, show progress) error) error {
-	ctx, stop := untilSignal(env.notify)
+	ctx, stop := env.untilSignal()
 	defer stop()
 	show, end := startProgress(env.stderr, name)
+	defer end()
 	err := do(ctx, show)
-	end()
-	var stopped *stoppedError
-	if errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &stopped) {
-		return errors.Join(stopped, err)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return context.Cause(ctx)
 	}
 	return err
 }
@@ -61,34 +60,29 @@ func (e *stoppedError) Error() string { return fmt.Sprintf("stopped by %v", e.si
 // code is the exit code by which shells tell what a process died of.
 func (e *stoppedError) code() int { return exitSignal + int(e.signal) }
 
-// untilSignal returns a context that the first signal cancels. From then on,
-// and after stop, signals do what they do when nobody listens.
-func untilSignal(notify func(chan<- os.Signal)) (ctx context.Context, stop func()) {
+// untilSignal returns a context that the first signal cancels that asks for an
+// end. From then on, and after stop, signals do what they do when nobody
+// listens. What whoever started the process had it ignore stays ignored (nohup,
+// or a shell's background).
+func untilSignal() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	heard := make(chan os.Signal, 1)
-	notify(heard)
+	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signal.Notify(heard, sig)
+		}
+	}
 	go func() { // until stop
 		select {
 		case sig := <-heard:
 			signal.Stop(heard)
-			n, _ := sig.(unix.Signal)
-			cancel(&stoppedError{n})
+			cancel(&stoppedError{sig.(unix.Signal)})
 		case <-ctx.Done():
 		}
 	}()
 	return ctx, func() {
 		signal.Stop(heard)
 		cancel(nil)
-	}
-}
-
-// notifySignals listens to what asks for an end, but for what whoever started
-// the process had it ignore (nohup, or a shell's background).
-func notifySignals(c chan<- os.Signal) {
-	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
-		if !signal.Ignored(sig) {
-			signal.Notify(c, sig)
-		}
 	}
 }
 
