@@ -111,35 +111,49 @@ func (m *image) findOverlaps(found *listing) {
 
 // inFileOrder returns the numbers of the blocks that are allocated, in the
 // order in which they lie in the file; those at the same place in their own
-// order. It is a radix sort: a million blocks take 10 ms where slices.SortFunc
-// takes 200.
+// order. It is a radix sort: a million blocks take slices.SortFunc 200 ms.
 func (m *image) inFileOrder() []uint32 {
+	const (
+		digit  = 11 // bits
+		digits = 3  // hold the 32 bits of an entry
+		mask   = 1<<digit - 1
+	)
+	var counts [digits][1 << digit]uint32
 	var n int
+	var last uint32
+	sorted := true
 	for i := range m.bat {
-		if m.bat[i].Load() != unallocated {
-			n++
+		e := m.bat[i].Load()
+		if e == unallocated {
+			continue
+		}
+		n++
+		sorted = sorted && e >= last
+		last = e
+		for d := range counts {
+			counts[d][e>>(d*digit)&mask]++
 		}
 	}
-	from, to := make([]uint32, 0, n), make([]uint32, n)
+	from := make([]uint32, 0, n)
 	for i := range m.bat {
 		if m.bat[i].Load() != unallocated {
 			from = append(from, uint32(i))
 		}
 	}
-	const digit = 11 // bits: three of them are more than an entry has
-	for shift := 0; shift < 32; shift += digit {
-		var ends [1 << digit]uint32
-		for _, b := range from {
-			ends[m.bat[b].Load()>>shift%(1<<digit)]++
-		}
+	if sorted {
+		return from
+	}
+	to := make([]uint32, n)
+	for d := range counts {
+		next := &counts[d]
 		var sum uint32
-		for d, count := range ends {
-			ends[d], sum = sum, sum+count
+		for v, count := range next {
+			next[v], sum = sum, sum+count
 		}
 		for _, b := range from {
-			d := m.bat[b].Load() >> shift % (1 << digit)
-			to[ends[d]] = b
-			ends[d]++
+			v := m.bat[b].Load() >> (d * digit) & mask
+			to[next[v]] = b
+			next[v]++
 		}
 		from, to = to, from
 	}

@@ -141,7 +141,7 @@ func (h handmade) bytes() []byte {
 	return append(b, h.footer()...)
 }
 
-func (h *handmade) footer() []byte {
+func (h handmade) footer() []byte {
 	b := make([]byte, 512)
 	be := binary.BigEndian
 	copy(b, "conectix")

@@ -90,8 +90,7 @@ func (m *image) readParts() (err error) {
 		return m.checkFixed()
 	}
 	if err := m.readHeader(); err != nil {
-		var bad *ImageError
-		if m.footerAt < 0 && errors.As(err, &bad) {
+		if m.footerAt < 0 && errors.Is(err, ErrCorrupt) {
 			// Whoever wrote to the first sector of a raw disk can have
 			// written this footer.
 			m.footer = Footer{}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -79,11 +80,16 @@ func decodeLocator(platform [4]byte, text []byte) ([]string, error) {
 		return nil, nil
 	}
 	for _, p := range paths {
-		if p == "" || strings.ContainsRune(p, 0) || !utf8.ValidString(p) {
+		if p == "" || !printable(p) {
 			return nil, fmt.Errorf("%w: %q is not a path", errLocator, p)
 		}
 	}
 	return paths, nil
+}
+
+// printable refuses what a hostile image would have a terminal or a log print.
+func printable(path string) bool {
+	return utf8.ValidString(path) && strings.IndexFunc(path, unicode.IsControl) < 0
 }
 
 // decodeUTF16 refuses what is not UTF-16. Zeros at the end are dropped: the
@@ -193,7 +199,13 @@ func (h *Header) name() (string, error) {
 		order = binary.LittleEndian
 	}
 	s, err := decodeUTF16(b, order)
-	return strings.TrimPrefix(s, "\uFEFF"), err
+	if err != nil {
+		return "", err
+	}
+	if s = strings.TrimPrefix(s, "\uFEFF"); !printable(s) {
+		return "", fmt.Errorf("%w: %q is not a path", errLocator, s)
+	}
+	return s, nil
 }
 
 // setName stores the last component of a path, as much of it as there is room

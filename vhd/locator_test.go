@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 )
 
 func TestDecodeLocator(t *testing.T) {
@@ -27,6 +28,8 @@ func TestDecodeLocator(t *testing.T) {
 		{"low half alone", "W2ru", "\x00\xdea\x00", nil},
 		{"zero inside", "W2ru", string(utf16LE("a\x00b")), nil},
 		{"only zeros", "W2ru", "\x00\x00", nil},
+		{"escape of a terminal", "W2ru", string(utf16LE("\x1b[2J.vhd")), nil},
+		{"line break", "W2ru", string(utf16LE("a\nb")), nil},
 		{"8 bits", "Wi2r", `.\p.vhd`, []string{"./p.vhd"}},
 		{"8 bits of a drive", "Wi2k", `C:\p.vhd`, []string{"p.vhd"}},
 		{"8 bits of Europe", "Wi2r", ".\\gr\xf6\xdfe.vhd", []string{"./größe.vhd"}},
@@ -159,7 +162,7 @@ func FuzzLocator(f *testing.F) {
 			t.Errorf("got both %q and %v", paths, err)
 		}
 		for _, p := range paths {
-			if p == "" || strings.ContainsRune(p, 0) {
+			if p == "" || strings.IndexFunc(p, unicode.IsControl) >= 0 {
 				t.Errorf("%q: got path %q", text, p)
 			}
 		}
