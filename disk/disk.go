@@ -121,6 +121,19 @@ type Memory interface {
 // Options say how Open opens. The zero value opens for reading and writing.
 type Options struct {
 	ReadOnly bool
+
+	// These are for VHD alone; vhd.Options says more.
+
+	// RawParent permits a parent that is no VHD: its guest can have written
+	// anything to it.
+	RawParent bool
+	// SearchPath lists directories where a parent is looked for by name.
+	SearchPath []string
+	// MapParents reads files that nobody writes through a mapping: the parents,
+	// and the leaf of a read-only disk. It saves a system call a read, and
+	// where the page must come from a device, the others of the process wait
+	// for it too.
+	MapParents bool
 }
 
 // Open opens the image at path, which is a regular file or a block device, and
@@ -140,8 +153,7 @@ func Open(path string, f Format, o Options) (Disk, error) {
 	case Mmap:
 		return openMmap(path, o)
 	case VHD:
-		// The adapter over package vhd goes here.
-		return nil, fmt.Errorf("open %s: %w: %s", path, ErrUnsupportedFormat, f)
+		return openVHD(path, o)
 	}
 	return nil, fmt.Errorf("open %s: %w: %s", path, ErrUnsupportedFormat, f)
 }

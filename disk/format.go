@@ -14,7 +14,7 @@ const (
 	Raw Format = iota
 	// Mmap is the same bytes, by mmap(2) and memcpy.
 	Mmap
-	// VHD is Microsoft's virtual hard disk; Open does not support it yet.
+	// VHD is Microsoft's virtual hard disk, by package vhd.
 	VHD
 	// Discard is no image at all: it acknowledges everything and does nothing.
 	Discard

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"xen-disk/vhd"
 )
 
 func TestOpenRefuses(t *testing.T) {
@@ -65,10 +67,11 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestOpenRefusesFormats(t *testing.T) {
 	path := image(t, sectorBytes)
-	for _, f := range []Format{VHD, Format(99)} {
-		if _, err := Open(path, f, Options{}); !errors.Is(err, ErrUnsupportedFormat) {
-			t.Errorf("%v: %v", f, err)
-		}
+	if _, err := Open(path, Format(99), Options{}); !errors.Is(err, ErrUnsupportedFormat) {
+		t.Error(err)
+	}
+	if _, err := Open(path, VHD, Options{}); !errors.Is(err, vhd.ErrNotVHD) {
+		t.Error(err)
 	}
 	if d, err := Open(path, Discard, Options{}); err == nil {
 		t.Errorf("discard with a path opened as %+v", d.Info())
