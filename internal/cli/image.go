@@ -12,6 +12,7 @@ import (
 // imageCmd makes, looks at and mends images; none of its commands needs Xen.
 type imageCmd struct {
 	Create  imageCreateCmd  `cmd:"" help:"Make an empty VHD."`
+	Map     imageMapCmd     `cmd:"" help:"Show where the data of a VHD are."`
 	Convert imageConvertCmd `cmd:"" help:"Copy a disk into a new raw image or VHD."`
 	Compare imageCompareCmd `cmd:"" help:"Compare the disks that two images hold."`
 
@@ -29,21 +30,24 @@ Examples:
 
 // chainFlags say where parents may be.
 type chainFlags struct {
-	ParentDir []string `sep:"none" placeholder:"DIR" help:"Directory where parents are looked for too, by name. May be given several times."`
-	RawParent bool     `help:"Take the bytes of any file for the parent of an image that names one without UUID."`
+	SearchPath []string `sep:"none" placeholder:"DIR" help:"Also look for parents by name in DIR; may be repeated."`
+	RawParent  bool     `help:"Accept a parent that is a raw disk, where the child asks for one."`
 }
 
 // vhd is the same for package vhd.
-func (f *chainFlags) vhd(readOnly bool) vhd.Options {
-	return vhd.Options{ReadOnly: readOnly, SearchPath: f.ParentDir, RawParent: f.RawParent}
+func (c *chainFlags) vhd(readOnly bool) vhd.Options {
+	return vhd.Options{
+		ReadOnly: readOnly, SearchPath: c.SearchPath, RawParent: c.RawParent, OpenFile: disk.OpenVHDFile,
+	}
 }
 
 // open opens an image for reading.
-func (f *chainFlags) open(path string, format imageFormat) (disk.Disk, error) {
-	if format == formatRaw {
-		return disk.Open(path, disk.Raw, disk.Options{ReadOnly: true})
+func (c *chainFlags) open(path string, format imageFormat) (disk.Disk, error) {
+	f := disk.Raw
+	if format == formatVHD {
+		f = disk.VHD
 	}
-	return disk.Open(path, disk.VHD, disk.Options{ReadOnly: true})
+	return disk.Open(path, f, disk.Options{ReadOnly: true, SearchPath: c.SearchPath, RawParent: c.RawParent})
 }
 
 // result is what a command found out or did. Its fields and their tags are
@@ -62,7 +66,7 @@ func (version1) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
 
 // show prints a result in the way that the flags ask for.
 func (c *imageCmd) show(env *environment, r result) error {
-	text := r.text()
+	var text string
 	if c.JSON {
 		var b bytes.Buffer
 		enc := json.NewEncoder(&b)
@@ -72,6 +76,8 @@ func (c *imageCmd) show(env *environment, r result) error {
 			panic(err) // a result that is no data
 		}
 		text = b.String()
+	} else {
+		text = r.text()
 	}
 	// Who reads the answer must not take half of it for all.
 	if _, err := io.WriteString(env.stdout, text); err != nil {

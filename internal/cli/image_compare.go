@@ -11,8 +11,8 @@ import (
 type imageCompareCmd struct {
 	A       string      `arg:"" help:"One image; a VHD is read with its parents."`
 	B       string      `arg:"" help:"The other."`
-	AFormat imageFormat `name:"a-format" enum:",raw,vhd" default:"" placeholder:"FORMAT" help:"raw or vhd: format of A. Default: what its name ends in, .raw, .img or .vhd."`
-	BFormat imageFormat `name:"b-format" enum:",raw,vhd" default:"" placeholder:"FORMAT" help:"raw or vhd: format of B."`
+	AFormat imageFormat `name:"a-format" placeholder:"FORMAT" help:"raw or vhd: format of A. Default: what its name ends in, .raw, .img or .vhd."`
+	BFormat imageFormat `name:"b-format" placeholder:"FORMAT" help:"raw or vhd: format of B."`
 	chainFlags
 }
 

@@ -15,8 +15,8 @@ import (
 type imageConvertCmd struct {
 	Src  string      `arg:"" help:"Image to read; a VHD is read with its parents."`
 	Dst  string      `arg:"" help:"Image to make; it must not exist."`
-	From imageFormat `enum:",raw,vhd" default:"" placeholder:"FORMAT" help:"raw or vhd: format of SRC. Default: what its name ends in, .raw, .img or .vhd."`
-	To   imageFormat `enum:",raw,vhd" default:"" placeholder:"FORMAT" help:"raw or vhd: format of DST. Default: what its name ends in."`
+	From imageFormat `placeholder:"FORMAT" help:"raw or vhd: format of SRC. Default: what its name ends in, .raw, .img or .vhd."`
+	To   imageFormat `placeholder:"FORMAT" help:"raw or vhd: format of DST. Default: what its name ends in."`
 	layoutFlags
 	chainFlags
 	Force bool `help:"Write to DST although it is there, if it is a block device."`

@@ -1,15 +1,58 @@
 package cli
 
 import (
+	"math/rand"
 	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// TestConvertAndBack: a disk survives all ways from raw to VHD and back.
+func TestConvertAndBack(t *testing.T) {
+	r := newImageRig(t)
+	makeFile(t, "disk.raw", 9<<20+512)
+	random := make([]byte, 3<<20)
+	rand.New(rand.NewSource(1)).Read(random)
+	writeAt(t, "disk.raw", 1<<20+4096, string(random))
+	writeAt(t, "disk.raw", 9<<20, "the last sector")
+	for _, way := range []string{"--to vhd", "--to vhd --type fixed", "--to vhd --block-size 64K", "--to vhd --for xenserver", "--to raw"} {
+		from := strings.Join(strings.Fields(way)[1:2], "")
+		r.run(t, exitOK, "convert disk.raw there "+way)
+		r.run(t, exitOK, "compare disk.raw there --b-format "+from)
+		r.run(t, exitOK, "convert there back.img --from "+from)
+		back, err := os.ReadFile("back.img")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile("disk.raw")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(back) != string(want) {
+			t.Errorf("%s: other bytes came back", way)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat("back.img", &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Blocks*512 > 4<<20 {
+			t.Errorf("%s: zeros take space: %d bytes", way, st.Blocks*512)
+		}
+		if err := os.Remove("there"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove("back.img"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
 
 // TestConvertStopped: what was half made is removed, and the source is as it
 // was.
 func TestConvertStopped(t *testing.T) {
-	for _, dst := range []string{"out.raw"} {
+	for _, dst := range []string{"out.raw", "out.vhd"} {
 		r := newImageRig(t)
 		r.stopAtOnce()
 		makeFile(t, "in.raw", 1<<20)

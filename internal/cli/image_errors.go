@@ -20,6 +20,7 @@ func explainImage(verb, path string, err error) error {
 		stopped *stoppedError
 		parent  *vhd.ParentError
 		used    *disk.InUseError
+		file    *fs.PathError
 	)
 	switch {
 	case errors.As(err, &stopped):
@@ -28,7 +29,7 @@ func explainImage(verb, path string, err error) error {
 	case errors.As(err, &parent):
 		u.What, u.Code = fmt.Sprintf("cannot find the parent of %s", parent.Child), exitMissing
 		u.Why = explainTried(parent)
-		u.Hint = "if it was moved: xen-disk image reparent, or --parent-dir DIR"
+		u.Hint = "if it was moved: xen-disk image reparent, or --search-path DIR"
 	case errors.As(err, &used):
 		u.What, u.Code = fmt.Sprintf("%s is in use", used.Path), exitBusy
 		u.Why, u.Hint = explainHolder(used)
@@ -36,12 +37,18 @@ func explainImage(verb, path string, err error) error {
 		u.Why, u.Hint = "it is there already, and images are never overwritten", "remove it, or choose another name"
 	case errors.Is(err, fs.ErrNotExist):
 		u.Code = exitMissing
+		if errors.As(err, &file) && file.Path == path {
+			u.Why = "there is no such file"
+			if verb == "make" {
+				u.Why = "its directory is not there"
+			}
+		}
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
 		u.Hint = "check its owner and mode, and those of its directory"
 	case errors.Is(err, unix.ENOSPC):
 		u.Hint = "make space on its file system, and try again"
 	case errors.Is(err, disk.ErrDirectory), errors.Is(err, disk.ErrNotRegular), errors.Is(err, vhd.ErrNotRegular):
-		u.Code, u.Hint = exitUsage, "name an image file or a block device"
+		u.Why, u.Code, u.Hint = "it is neither a file nor a block device", exitUsage, "name an image file or a block device"
 	default:
 		explainFormat(u, path, err)
 	}
@@ -50,6 +57,10 @@ func explainImage(verb, path string, err error) error {
 
 // explainFormat explains what is wrong with the bytes of a file.
 func explainFormat(u *userError, path string, err error) {
+	var image *vhd.ImageError
+	if errors.As(err, &image) && image.Path == path {
+		u.Why = image.Error()
+	}
 	switch {
 	case errors.Is(err, vhd.ErrNotVHD):
 		u.Code = exitUsage

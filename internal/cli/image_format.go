@@ -16,6 +16,16 @@ const (
 	formatVHD  imageFormat = "vhd"
 )
 
+// UnmarshalText reads a flag.
+func (f *imageFormat) UnmarshalText(text []byte) error {
+	switch imageFormat(text) {
+	case formatRaw, formatVHD:
+		*f = imageFormat(text)
+		return nil
+	}
+	return fmt.Errorf("%q: formats are raw and vhd", text)
+}
+
 // suffixFormat goes by the name. It never looks inside: the first sector of a
 // raw image is its guest's, who can put a VHD there that has any file of the
 // host as its parent (CVE-2008-2004 is the same with qcow2).
@@ -37,7 +47,7 @@ func (f imageFormat) settle(path, flag string) (imageFormat, error) {
 	if f == formatNone {
 		return f, &userError{
 			What: fmt.Sprintf("%s does not say by its name what format it has", path),
-			Why:  "names that do: .vhd, .raw and .img; the contents are never asked, since a guest wrote them",
+			Why:  "names that do: .vhd, .raw, .img; the contents can lie: a guest wrote them",
 			Hint: fmt.Sprintf("%s raw, or %s vhd", flag, flag), Code: exitUsage,
 		}
 	}
