@@ -39,6 +39,13 @@ func (o *Options) open(path string, write bool) (File, error) {
 	return o.OpenFile(path, write)
 }
 
+func (o *Options) depth() int {
+	if o.MaxDepth == 0 {
+		return DefaultMaxDepth
+	}
+	return o.MaxDepth
+}
+
 // openChain opens an image and all that it stands on, the leaf first; parents
 // for reading only. The last one has no parent. On error nothing stays open.
 func openChain(path string, o *Options) (chain []*image, err error) {
@@ -64,10 +71,7 @@ func openChain(path string, o *Options) (chain []*image, err error) {
 // extendChain opens parents until an image has none. It returns as much of the
 // chain as there is, even on error.
 func extendChain(chain []*image, o *Options) ([]*image, error) {
-	most := o.MaxDepth
-	if most == 0 {
-		most = DefaultMaxDepth
-	}
+	most := o.depth()
 	for chain[len(chain)-1].footer.Type == TypeDifferencing {
 		if len(chain) >= most {
 			return chain, fmt.Errorf("open the parent of %s: %w: %d images", chain[len(chain)-1].path, ErrTooDeep, most)

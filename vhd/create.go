@@ -1,9 +1,14 @@
 package vhd
 
 import (
+	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -17,6 +22,10 @@ var (
 	CreatorXenServer = Creator{App: [4]byte{'t', 'a', 'p', 0}, Version: 0x00010003}
 )
 
+// MaxSizeBytes is the largest disk of the specification, and of Windows, Azure
+// and QEMU: 2040 GiB.
+const MaxSizeBytes = 2040 << 30
+
 // CreateOptions say what Create makes. The zero value but for SizeBytes is a
 // dynamic image with blocks of 2 MiB.
 type CreateOptions struct {
@@ -25,83 +34,184 @@ type CreateOptions struct {
 	BlockBytes int64 // a power of two; 0 is DefaultBlockBytes
 	Creator    Creator
 	UUID       UUID // all zero: a random one
+	// AllowLarge permits more than MaxSizeBytes, which blktap reads and others
+	// refuse. A dynamic image holds 2 TiB of data whatever its size is.
+	AllowLarge bool
 }
 
-const (
-	headerAt   = footerBytes
-	locatorsAt = headerAt + headerBytes
-	// tableAt leaves the page of footer copy and header out of the data path:
-	// where a sector is 4 KiB, writing a BAT entry must not rewrite them.
-	tableAt = 8192
-)
+// pageBytes is what the data of a block are aligned to, and what a write below
+// rewrites where a sector is 4 KiB: BAT and footer copy do not share one.
+const pageBytes = 4096
 
-// Create makes an image. The file must not exist.
+// Create makes an image, and makes it durable. The file must not exist, and on
+// error it does not. An invalid option is an error that is fs.ErrInvalid.
 func Create(path string, o CreateOptions) error {
+	if o.Type == 0 {
+		o.Type = TypeDynamic
+	}
+	n := newImage(o.SizeBytes, o.BlockBytes, o.Creator, o.UUID)
+	n.footer.Type = o.Type
+	err := n.check(o.AllowLarge)
+	if o.Type != TypeFixed && o.Type != TypeDynamic {
+		err = invalid("type is %v, want fixed or dynamic", o.Type)
+	}
+	if err == nil {
+		err = createFile(path, n.write)
+	}
+	if err != nil {
+		return fmt.Errorf("create %s: %w", path, err)
+	}
+	return nil
+}
+
+// blueprint is an image that is to be made.
+type blueprint struct {
+	footer   Footer
+	header   Header
+	locators []locatorText
+}
+
+// newImage fills in what was not chosen.
+func newImage(sizeBytes, blockBytes int64, creator Creator, uuid UUID) *blueprint {
+	if blockBytes == 0 {
+		blockBytes = DefaultBlockBytes
+	}
+	if creator == (Creator{}) {
+		creator = CreatorWindows
+	}
+	if uuid == (UUID{}) {
+		uuid = randomUUID()
+	}
+	return &blueprint{
+		footer: Footer{
+			Features: featureReserved, Version: version1, DataOffset: footerBytes,
+			Timestamp: stamp(time.Now()), Creator: creator,
+			OriginalSize: uint64(sizeBytes), CurrentSize: uint64(sizeBytes),
+			Geometry: geometryOf(uint64(sizeBytes)), UUID: uuid,
+		},
+		header: Header{
+			DataOffset: noOffset, TableOffset: pageBytes, Version: version1,
+			BlockBytes: uint32(max(0, min(blockBytes, 1<<32-1))),
+		},
+	}
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", fs.ErrInvalid, fmt.Sprintf(format, args...))
+}
+
+// check refuses what cannot be made, or what others would read wrongly.
+func (n *blueprint) check(large bool) error {
+	size, block := int64(n.footer.CurrentSize), int64(n.header.BlockBytes)
+	switch {
+	case size <= 0 || size%SectorBytes != 0:
+		return invalid("size is %d bytes, want a multiple of 512", size)
+	case size > MaxSizeBytes && !large:
+		return invalid("size is %d bytes, want at most %d (2040 GiB)", size, int64(MaxSizeBytes))
+	case size > maxFileBytes-footerBytes:
+		return invalid("size is %d bytes, want at most %d", size, int64(maxFileBytes-footerBytes))
+	}
+	if n.footer.Type == TypeFixed {
+		return nil
+	}
+	switch {
+	case block < minBlockBytes || block > maxBlockBytes || block&(block-1) != 0:
+		return invalid("block size is %d, want a power of two from 512 to %d", block, maxBlockBytes)
+	case (size-1)/block >= maxBlocks:
+		return invalid("block size is %d, which makes %d blocks, want at most %d", block, (size-1)/block+1, maxBlocks)
+	case n.footer.hasBatmap() && block != DefaultBlockBytes:
+		// blktap counts blocks of 2 MiB, and reads other data without a word.
+		return invalid("block size is %d, want %d for XenServer", block, DefaultBlockBytes)
+	}
+	return nil
+}
+
+// write lays the image out in an empty file:
+//
+//	| footer | header | - | locators | room for as many | BAT | batmap | - | footer |
+//	0        512          4096                            4096 or 4096n
+//
+// The footer at the end begins a page, so that the first block can follow with
+// its bitmap in the last sector of that page and its data in the next.
+func (n *blueprint) write(file File) error {
+	f, h := &n.footer, &n.header
+	if f.Type == TypeFixed {
+		f.DataOffset = noOffset
+		_, err := file.WriteAt(f.bytes(), int64(f.CurrentSize))
+		return err
+	}
+	if err := n.writeLocators(file); err != nil {
+		return err
+	}
+	h.MaxTableEntries = uint32((int64(f.CurrentSize)-1)/int64(h.BlockBytes) + 1)
+	at := int64(h.TableOffset)
+	end := at + h.tableBytes()
+	if err := writeUnallocated(file, at, end); err != nil {
+		return err
+	}
+	if f.hasBatmap() {
+		b := make([]byte, SectorBytes*(1+batmapSectors(int64(f.CurrentSize))))
+		putBatmapHeader(b, end, b[batmapHeaderBytes:])
+		if _, err := file.WriteAt(b, end); err != nil {
+			return err
+		}
+		end += int64(len(b))
+	}
+	if _, err := file.WriteAt(h.bytes(), footerBytes); err != nil {
+		return err
+	}
+	if _, err := file.WriteAt(f.bytes(), 0); err != nil {
+		return err
+	}
+	_, err := file.WriteAt(f.bytes(), roundUp(end, pageBytes))
+	return err
+}
+
+// writeUnallocated writes a BAT of empty entries.
+func writeUnallocated(file File, at, end int64) error {
+	b := bytes.Repeat([]byte{0xFF}, int(min(end-at, 1<<20)))
+	for ; at < end; at += int64(len(b)) {
+		if _, err := file.WriteAt(b[:min(int64(len(b)), end-at)], at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// createFile makes a file that must not exist, has it written, and makes it
+// and its name durable. On error it is removed.
+func createFile(path string, write func(File) error) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return err
 	}
 	file, err := newOSFile(f)
 	if err == nil {
-		if err = writeNew(file, &o, time.Now()); err == nil {
+		if err = write(file); err == nil {
 			err = file.Sync()
 		}
 	}
-	if closed := f.Close(); err == nil {
-		err = closed
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		_ = os.Remove(path)
-		return fmt.Errorf("create %s: %w", path, err)
 	}
-	return nil
+	return err
 }
 
-// writeNew lays an image out in an empty file.
-func writeNew(file File, o *CreateOptions, now time.Time) error {
-	if o.Type == 0 {
-		o.Type = TypeDynamic
-	}
-	if o.BlockBytes == 0 {
-		o.BlockBytes = DefaultBlockBytes
-	}
-	if o.Creator == (Creator{}) {
-		o.Creator = CreatorWindows
-	}
-	if o.UUID == (UUID{}) {
-		o.UUID = randomUUID()
-	}
-	f := &Footer{
-		Features: featureReserved, Version: version1, DataOffset: noOffset,
-		Timestamp: stamp(now), Creator: o.Creator,
-		OriginalSize: uint64(o.SizeBytes), CurrentSize: uint64(o.SizeBytes),
-		Geometry: geometryOf(uint64(o.SizeBytes)), Type: o.Type, UUID: o.UUID,
-	}
-	if o.Type == TypeFixed {
-		_, err := file.WriteAt(f.bytes(), o.SizeBytes)
+// syncDir makes the names in a directory durable, where its file system can.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
 		return err
 	}
-	f.DataOffset = headerAt
-	blocks := (o.SizeBytes + o.BlockBytes - 1) / o.BlockBytes
-	h := &Header{
-		DataOffset: noOffset, TableOffset: tableAt, Version: version1,
-		MaxTableEntries: uint32(blocks), BlockBytes: uint32(o.BlockBytes),
+	err = d.Sync()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EOPNOTSUPP) {
+		err = nil
 	}
-	bat := make([]byte, roundUp(4*blocks, 4096))
-	for i := range bat {
-		bat[i] = 0xFF
-	}
-	if _, err := file.WriteAt(bat, tableAt); err != nil {
-		return err
-	}
-	if _, err := file.WriteAt(h.bytes(), headerAt); err != nil {
-		return err
-	}
-	if _, err := file.WriteAt(f.bytes(), 0); err != nil {
-		return err
-	}
-	_, err := file.WriteAt(f.bytes(), tableAt+int64(len(bat)))
-	return err
+	return errors.Join(err, d.Close())
 }
 
 // randomUUID is a version 4 UUID (RFC 9562, 5.4).

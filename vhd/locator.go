@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"unicode"
 	"unicode/utf16"
@@ -180,8 +181,14 @@ func hasDrive(s string) bool {
 	return len(s) >= 2 && s[1] == ':' && (s[0]|0x20) >= 'a' && (s[0]|0x20) <= 'z'
 }
 
-// lastComponent is what follows the last slash, drive or backslash.
-func lastComponent(s string) string { return s[strings.LastIndexAny(s, `/\:`)+1:] }
+// lastComponent is what follows the last slash or backslash, or the drive.
+func lastComponent(s string) string {
+	s = s[strings.LastIndexAny(s, `/\`)+1:]
+	if hasDrive(s) {
+		return s[2:]
+	}
+	return s
+}
 
 // name decodes the header's name of the parent: UTF-16, big-endian unless a
 // byte order mark says otherwise, up to the first zero. Windows writes a full
@@ -208,12 +215,11 @@ func (h *Header) name() (string, error) {
 	return s, nil
 }
 
-// setName stores the last component of a path, as much of it as there is room
-// for: a name that is cut off is found by the locators.
-func (h *Header) setName(s string) {
+// setName stores the last component of a path. One that there is no room for
+// is left to the locators.
+func (h *Header) setName(path string) {
 	h.parentName = [512]byte{}
-	b := encodeUTF16(lastComponent(s), binary.BigEndian)
-	if len(b) <= len(h.parentName) {
+	if b := encodeUTF16(filepath.Base(path), binary.BigEndian); len(b) <= len(h.parentName) {
 		copy(h.parentName[:], b)
 	}
 }
