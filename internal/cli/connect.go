@@ -16,6 +16,10 @@ type connectCmd struct {
 	Format   string  `help:"How the image is laid out and reached. Default: mmap, or discard without --path." placeholder:"FORMAT"`
 	Vdev     string  `help:"Device in the guest, such as xvdb. Default: the next free one." placeholder:"VDEV"`
 	ReadOnly bool    `help:"Refuse the guest's writes; others may read the image too."`
+
+	RawParent  bool     `help:"vhd: accept a parent that is a raw disk, where the child asks for one."`
+	ParentDir  []string `help:"vhd: also look for parents by name in DIR; may be repeated." placeholder:"DIR" sep:"none"`
+	MapParents bool     `help:"vhd: read the files that nobody writes through mmap."`
 }
 
 // Help is what 'xen-disk connect --help' says besides the flags.
@@ -27,6 +31,7 @@ Examples:
   xen-disk connect debian
   xen-disk connect debian --path disk.raw
   xen-disk connect 7 --path /dev/vg0/data --format raw --vdev xvdc
+  xen-disk connect debian --path disk.vhd --format vhd
 
 Formats:
   mmap     the bytes of the image, mapped into memory. The default: no copy
@@ -36,7 +41,8 @@ Formats:
   raw      the same bytes by pread and pwrite. Choose it for images larger
            than memory, sparse ones, network mounts and disks that may fail:
            an error meets the request that causes it. Flush is fdatasync.
-  vhd      not supported by this version.
+  vhd      Microsoft's and XenServer's virtual hard disks: fixed, dynamic, and
+           differencing with their parents. Discards free space of the file.
   discard  no image: acknowledges everything, does nothing. For measuring
            the protocol itself.`
 }
@@ -75,7 +81,13 @@ func (c *connectCmd) Run(env *environment) error {
 		return explainDomain(c.VM, err)
 	}
 	spec.Domid = dom.ID
-	if spec.Disk, err = disk.Open(path, format, disk.Options{ReadOnly: c.ReadOnly}); err != nil {
+	options := disk.Options{
+		ReadOnly: c.ReadOnly, RawParent: c.RawParent, SearchPath: c.ParentDir, MapParents: c.MapParents,
+	}
+	if spec.Disk, err = disk.Open(path, format, options); err != nil {
+		if format == disk.VHD {
+			return explainImage("open", path, err)
+		}
 		return explainDisk(path, err)
 	}
 	return s.serve(spec, dom)

@@ -189,9 +189,6 @@ func explainDisk(path string, err error) error {
 	case errors.Is(err, disk.ErrTooSmall):
 		u.Why = "it is smaller than one sector of 512 bytes"
 		u.Hint = "make it larger: truncate -s 1G " + path
-	case errors.Is(err, disk.ErrUnsupportedFormat):
-		u.Why, u.Code = "this version does not support the format vhd", exitUsage
-		u.Hint = fmt.Sprintf("convert it: qemu-img convert -f vpc -O raw %s disk.raw", path)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
 		u.Hint = "check its owner and mode, or try --read-only"
 	}
