@@ -12,7 +12,8 @@ const (
 	batmapVersion = 0x00010002
 
 	// keyhashAt is the byte of the header that says that data are encrypted.
-	keyhashAt = 29
+	keyhashAt   = 29
+	batmapSumAt = 24
 )
 
 // hasBatmap says whether blktap takes the image for one with a batmap
@@ -22,12 +23,20 @@ func (f *Footer) hasBatmap() bool {
 }
 
 // batmapSectors is the length of the batmap of a disk as blktap counts, which
-// knows blocks of 2 MiB only: a whole batmap lacks the bits of up to 7 blocks
-// at the end. A batmap that holds them makes libvhd read and write past its
-// buffer (libvhd.c, vhd_read_batmap_map and vhd_batmap_set, @7977431).
+// knows blocks of 2 MiB only.
 func batmapSectors(sizeBytes int64) int64 {
 	const covers = DefaultBlockBytes * 8 // by a byte
 	return max(1, roundUp(sizeBytes/covers, SectorBytes)/SectorBytes)
+}
+
+// overruns says that libvhd counts differently for its buffer and for the
+// bits: the last blocks of a disk that is up to 16 MiB larger than a multiple
+// of 8 GiB have none, and it reads and sets bits past the buffer. A batmap
+// that lacks them is one that "vhd-util check" refuses (libvhd.c,
+// vhd_read_batmap_map and vhd_batmap_set; vhd-util-check.c; @7977431).
+func overruns(sizeBytes int64) bool {
+	blocks := (sizeBytes-1)/DefaultBlockBytes + 1
+	return blocks > batmapSectors(sizeBytes)*SectorBytes*8
 }
 
 func (m *image) batmapBytes() int64 { return batmapSectors(m.sizeBytes) * SectorBytes }
@@ -81,7 +90,7 @@ func (m *image) parseBatmap(h []byte, at int64) error {
 	if err != nil {
 		return err
 	}
-	if got, want := be.Uint32(h[24:]), checksum(b, len(b)); got != want {
+	if got, want := be.Uint32(h[batmapSumAt:]), checksum(b, len(b)); got != want {
 		return fmt.Errorf("%w: checksum is %#08x, want %#08x", ErrCorrupt, got, want)
 	}
 	m.batmap = b
@@ -110,7 +119,7 @@ func (m *image) writeBatmap(complete func(block int64) bool) error {
 		}
 	}
 	// What else the header says, a key's hash above all, stays.
-	putBatmapHeader(h, m.batmapAt, b)
+	binary.BigEndian.PutUint32(h[batmapSumAt:], checksum(b, len(b)))
 	if _, err := m.file.WriteAt(append(h, b...), m.batmapAt); err != nil {
 		return fmt.Errorf("write batmap at %d: %w", m.batmapAt, err)
 	}
@@ -125,5 +134,5 @@ func putBatmapHeader(h []byte, at int64, bits []byte) {
 	be.PutUint64(h[8:], uint64(at+batmapHeaderBytes))
 	be.PutUint32(h[16:], uint32(len(bits)/SectorBytes))
 	be.PutUint32(h[20:], batmapVersion)
-	be.PutUint32(h[24:], checksum(bits, len(bits)))
+	be.PutUint32(h[batmapSumAt:], checksum(bits, len(bits)))
 }

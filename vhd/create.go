@@ -122,6 +122,8 @@ func (n *blueprint) check(large bool) error {
 	case n.footer.hasBatmap() && block != DefaultBlockBytes:
 		// blktap counts blocks of 2 MiB, and reads other data without a word.
 		return invalid("block size is %d, want %d for XenServer", block, DefaultBlockBytes)
+	case n.footer.hasBatmap() && overruns(size):
+		return invalid("size is %d, which XenServer cannot have: up to 16 MiB more than a multiple of 8 GiB", size)
 	}
 	return nil
 }

@@ -41,7 +41,8 @@ func TestCreate(t *testing.T) {
 		{"blocks of 512 bytes", CreateOptions{SizeBytes: 1 << 20, BlockBytes: 512}, 2048},
 		{"blocks of 256 MiB", CreateOptions{SizeBytes: 1 << 30, BlockBytes: 256 << 20}, 4},
 		{"XenServer", CreateOptions{SizeBytes: 100 << 20, Creator: CreatorXenServer}, 50},
-		{"XenServer, where libvhd overruns its batmap", CreateOptions{SizeBytes: 8194 << 20, Creator: CreatorXenServer}, 4097},
+		{"XenServer, 8 GiB", CreateOptions{SizeBytes: 8 << 30, Creator: CreatorXenServer}, 4096},
+		{"XenServer, 16 MiB more", CreateOptions{SizeBytes: 8208 << 20, Creator: CreatorXenServer}, 4104},
 		{"2040 GiB", CreateOptions{SizeBytes: MaxSizeBytes}, 1044480},
 		{"16 TiB", CreateOptions{SizeBytes: 16 << 40, AllowLarge: true, Creator: CreatorXenServer}, 8 << 20},
 	}
@@ -75,7 +76,7 @@ func TestCreate(t *testing.T) {
 func TestCreateBytes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.vhd")
 	uuid := UUID([]byte("0123456789abcdef"))
-	if err := Create(path, CreateOptions{SizeBytes: 8194 << 20, Creator: CreatorXenServer, UUID: uuid}); err != nil {
+	if err := Create(path, CreateOptions{SizeBytes: 8 << 30, Creator: CreatorXenServer, UUID: uuid}); err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(path)
@@ -96,23 +97,22 @@ func TestCreateBytes(t *testing.T) {
 		{"features", uint64(be.Uint32(footer[8:])), 2},
 		{"version", uint64(be.Uint32(footer[12:])), 0x10000},
 		{"header offset", be.Uint64(footer[16:]), 512},
-		{"original size", be.Uint64(footer[40:]), 8194 << 20},
-		{"current size", be.Uint64(footer[48:]), 8194 << 20},
-		{"geometry", uint64(be.Uint32(footer[56:])), 16648<<16 | 16<<8 | 63},
+		{"original size", be.Uint64(footer[40:]), 8 << 30},
+		{"current size", be.Uint64(footer[48:]), 8 << 30},
+		{"geometry", uint64(be.Uint32(footer[56:])), 16644<<16 | 16<<8 | 63},
 		{"disk type", uint64(be.Uint32(footer[60:])), 3},
 		{"header's own offset", be.Uint64(head[8:]), 1<<64 - 1},
 		{"BAT offset", be.Uint64(head[16:]), 4096},
 		{"header version", uint64(be.Uint32(head[24:])), 0x10000},
-		{"BAT entries", uint64(be.Uint32(head[28:])), 4097},
+		{"BAT entries", uint64(be.Uint32(head[28:])), 4096},
 		{"block size", uint64(be.Uint32(head[32:])), 2 << 20},
 		{"header checksum", uint64(be.Uint32(head[36:])), uint64(onesSumBut(head, 36))},
 		{"first entry", uint64(be.Uint32(b[4096:])), 1<<32 - 1},
-		{"last entry", uint64(be.Uint32(b[4096+4*4096:])), 1<<32 - 1},
-		// The BAT takes 33 sectors; the batmap one, where libvhd counts two.
-		{"batmap offset", be.Uint64(b[4096+33*512+8:]), 4096 + 34*512},
-		{"batmap sectors", uint64(be.Uint32(b[4096+33*512+16:])), 1},
-		{"batmap version", uint64(be.Uint32(b[4096+33*512+20:])), 0x10002},
-		{"batmap checksum", uint64(be.Uint32(b[4096+33*512+24:])), 1<<32 - 1},
+		{"last entry", uint64(be.Uint32(b[4096+4*4095:])), 1<<32 - 1},
+		{"batmap offset", be.Uint64(b[20480+8:]), 20992},
+		{"batmap sectors", uint64(be.Uint32(b[20480+16:])), 1},
+		{"batmap version", uint64(be.Uint32(b[20480+20:])), 0x10002},
+		{"batmap checksum", uint64(be.Uint32(b[20480+24:])), 1<<32 - 1},
 		{"length", uint64(n), 24576 + 512},
 	} {
 		if f.got != f.want {
@@ -120,8 +120,8 @@ func TestCreateBytes(t *testing.T) {
 		}
 	}
 	if string(footer[:8]) != "conectix" || string(footer[28:32]) != "tap\x00" || string(footer[68:84]) != string(uuid[:]) ||
-		string(head[:8]) != "cxsparse" || string(b[4096+33*512:][:8]) != "tdbatmap" {
-		t.Errorf("got footer %q, header %q, batmap %q", footer[:84], head[:8], b[4096+33*512:][:8])
+		string(head[:8]) != "cxsparse" || string(b[20480:][:8]) != "tdbatmap" {
+		t.Errorf("got footer %q, header %q, batmap %q", footer[:84], head[:8], b[20480:][:8])
 	}
 }
 
@@ -152,6 +152,8 @@ func TestCreateRefuses(t *testing.T) {
 		{"block size 512 MiB", CreateOptions{SizeBytes: 1 << 20, BlockBytes: 512 << 20}, "power of two"},
 		{"negative block size", CreateOptions{SizeBytes: 1 << 20, BlockBytes: -1 << 32}, "power of two"},
 		{"block size of 2^33", CreateOptions{SizeBytes: 1 << 20, BlockBytes: 1 << 33}, "power of two"},
+		{"XenServer, where libvhd overruns its batmap", CreateOptions{SizeBytes: 8<<30 + 512, Creator: CreatorXenServer}, "8 GiB"},
+		{"XenServer, a sector less than 16 MiB more", CreateOptions{SizeBytes: 8208<<20 - 512, Creator: CreatorXenServer}, "8 GiB"},
 		{"XenServer, other blocks", CreateOptions{SizeBytes: 1 << 20, BlockBytes: 4096, Creator: CreatorXenServer}, "XenServer"},
 	}
 	for _, c := range cases {

@@ -74,7 +74,7 @@ func createChild(path string, parent *image, o SnapshotOptions) error {
 	if o.BlockBytes == 0 {
 		o.BlockBytes = parent.blockBytes()
 	}
-	if o.Creator == (Creator{}) && parent.footer.hasBatmap() && (o.BlockBytes == 0 || o.BlockBytes == DefaultBlockBytes) {
+	if o.Creator == (Creator{}) && parent.footer.hasBatmap() && o.BlockBytes == DefaultBlockBytes && !overruns(parent.sizeBytes) {
 		o.Creator = CreatorXenServer
 	}
 	n := newImage(parent.sizeBytes, o.BlockBytes, o.Creator, o.UUID)
