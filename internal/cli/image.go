@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"strings"
 
 	"xen-disk/disk"
 	"xen-disk/vhd"
@@ -84,4 +85,13 @@ func (c *imageCmd) show(env *environment, r result) error {
 		return &userError{What: "cannot print the answer", Why: cause(err), Code: exitFailed}
 	}
 	return nil
+}
+
+// lines prints sentences, each beginning a line.
+func lines(sentences ...string) string {
+	var b strings.Builder
+	for _, s := range sentences {
+		b.WriteString(wrap(s, "  ") + "\n")
+	}
+	return b.String()
 }

@@ -38,12 +38,12 @@ func (c *imageCompareCmd) Run(env *environment, image *imageCmd) error {
 	}
 	defer b.Close()
 	var diff disk.Diff
-	err = env.work("Comparing", func(ctx context.Context, show progress) (err error) {
+	err = env.work("Comparing", inBytes, func(ctx context.Context, show progress) (err error) {
 		diff, err = disk.Compare(ctx, a, b, disk.CompareOptions{FirstOnly: true, Progress: show})
 		return err
 	})
 	if err != nil {
-		return explainImage("compare", c.A+" with "+c.B, err)
+		return explainWork("compare", c.A, "nothing is known of "+c.A+" and "+c.B, err)
 	}
 	r := &imageCompared{A: c.A, B: c.B, ASizeBytes: diff.ASizeBytes, BSizeBytes: diff.BSizeBytes, Same: diff.SameContent()}
 	if !r.Same {
@@ -89,6 +89,6 @@ func (r *imageCompared) text() string {
 	if more < 0 {
 		longer, more = r.B, -more
 	}
-	return wrap(fmt.Sprintf("The disks are the same, but %s is longer by %s of zeros.",
-		printable(longer), sizeText(more)), "  ") + "\n"
+	return lines(fmt.Sprintf("The disks are the same, but %s is longer by %s of zeros.",
+		printable(longer), sizeText(more)))
 }

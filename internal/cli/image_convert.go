@@ -61,7 +61,7 @@ func (c *imageConvertCmd) Run(env *environment, image *imageCmd) error {
 		return err
 	}
 	var stats disk.CopyStats
-	err = env.work("Converting", func(ctx context.Context, show progress) (err error) {
+	err = env.work("Converting", inBytes, func(ctx context.Context, show progress) (err error) {
 		stats, err = disk.Copy(ctx, dst, src, disk.CopyOptions{DstZero: made, Progress: show})
 		return err
 	})
@@ -115,21 +115,15 @@ func isBlockDevice(path string) bool {
 
 // explain cleans up after a conversion that failed, and says what is left.
 func (c *imageConvertCmd) explain(made bool, err error) error {
-	left := c.Dst + " was removed again"
-	if !made {
-		left = c.Dst + " holds a part of the copy"
-	} else if failed := os.Remove(c.Dst); failed != nil {
-		left = c.Dst + " is not whole and could not be removed: " + cause(failed)
+	left := c.Dst + " holds a part of the copy"
+	if made {
+		left = c.Dst + " was removed again"
+		if failed := os.Remove(c.Dst); failed != nil {
+			left = c.Dst + " is not whole and could not be removed"
+			err = errors.Join(err, failed)
+		}
 	}
-	u := &userError{
-		What: fmt.Sprintf("cannot convert %s to %s", c.Src, c.Dst),
-		Why:  cause(err), Hint: left, Code: exitFailed,
-	}
-	var stopped *stoppedError
-	if errors.As(err, &stopped) {
-		return &userError{What: u.What, Why: stopped.Error() + "; " + left, Code: stopped.code()}
-	}
-	return u
+	return explainWork("convert", c.Src, left, err)
 }
 
 // imageConverted says what was copied.
@@ -145,6 +139,6 @@ type imageConverted struct {
 }
 
 func (r *imageConverted) text() string {
-	return wrap(fmt.Sprintf("Converted %s to %s: %s, of which %s are data.",
-		printable(r.Source), printable(r.Destination), sizeText(r.SizeBytes), sizeText(r.DataBytes)), "  ") + "\n"
+	return lines(fmt.Sprintf("Converted %s to %s: %s, of which %s are data.",
+		printable(r.Source), printable(r.Destination), sizeText(r.SizeBytes), sizeText(r.DataBytes)))
 }

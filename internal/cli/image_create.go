@@ -63,5 +63,5 @@ type imageMade struct {
 }
 
 func (r *imageMade) text() string {
-	return fmt.Sprintf("Made %s: %s.\n", printable(r.Path), sizeText(r.SizeBytes))
+	return lines(fmt.Sprintf("Made %s: %s.", printable(r.Path), sizeText(r.SizeBytes)))
 }

@@ -17,15 +17,11 @@ import (
 func explainImage(verb, path string, err error) error {
 	u := &userError{What: fmt.Sprintf("cannot %s %s", verb, path), Why: cause(err), Code: exitFailed}
 	var (
-		stopped *stoppedError
-		parent  *vhd.ParentError
-		used    *disk.InUseError
-		file    *fs.PathError
+		parent *vhd.ParentError
+		used   *disk.InUseError
+		file   *fs.PathError
 	)
 	switch {
-	case errors.As(err, &stopped):
-		u.What, u.Why = fmt.Sprintf("stopped before it could %s %s", verb, path), ""
-		u.Code = stopped.code()
 	case errors.As(err, &parent):
 		u.What, u.Code = fmt.Sprintf("cannot find the parent of %s", parent.Child), exitMissing
 		u.Why = explainTried(parent)
@@ -53,6 +49,16 @@ func explainImage(verb, path string, err error) error {
 		explainFormat(u, path, err)
 	}
 	return u
+}
+
+// explainWork is explainImage for long work, which a signal may have ended; then
+// the state that it left is what a person must know.
+func explainWork(verb, path, state string, err error) error {
+	var stopped *stoppedError
+	if errors.As(err, &stopped) {
+		return &userError{What: stopped.Error(), Why: state, Code: stopped.code()}
+	}
+	return explainImage(verb, path, err)
 }
 
 // explainFormat explains what is wrong with the bytes of a file.

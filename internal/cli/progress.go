@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -15,12 +16,12 @@ import (
 )
 
 // work does what may take long. A signal cancels its context, and is then in
-// the error; a second one ends the process at once. On a terminal it shows how
-// far it is.
-func (env *environment) work(name string, do func(ctx context.Context, show progress) error) error {
+// the error; a second one ends the process at once. On a terminal a bar
+// shows how far it is.
+func (env *environment) work(name string, unit unit, do func(ctx context.Context, show progress) error) error {
 	ctx, stop := env.untilSignal()
 	defer stop()
-	show, end := startProgress(env.stderr, name)
+	show, end := startProgress(env.stderr, name, unit)
 	defer end()
 	err := do(ctx, show)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
@@ -29,27 +30,55 @@ func (env *environment) work(name string, do func(ctx context.Context, show prog
 	return err
 }
 
-// progress shows how much is done, in bytes; any goroutine may call it.
-type progress func(doneBytes, totalBytes int64)
+// progress shows how much is done; any goroutine may call it.
+type progress func(done, total int64)
 
-// startProgress draws a bar where a person sees it, until end.
-func startProgress(w io.Writer, name string) (show progress, end func()) {
+// unit is what a progress counts.
+type unit int
+
+const (
+	inBytes unit = iota
+	inBlocks
+)
+
+// startProgress draws a bar where a person sees it, from the first call of
+// show to end.
+func startProgress(w io.Writer, name string, unit unit) (show progress, end func()) {
 	f, ok := w.(*os.File)
 	if !ok || !isTerminal(f) {
 		return func(int64, int64) {}, func() {}
 	}
-	bars := mpb.New(mpb.WithOutput(f), mpb.WithWidth(columns))
-	bar := bars.New(0, mpb.BarStyle().Lbound("[").Filler("#").Tip("#").Padding(" ").Rbound("]"),
-		mpb.PrependDecorators(decor.Name(name+" "), decor.CountersKibiByte("% .1f / % .1f")),
-		mpb.AppendDecorators(decor.AverageSpeed(decor.SizeB1024(0), "% .1f"), decor.AverageETA(decor.ET_STYLE_GO, decor.WC{W: 8})))
-	show = func(doneBytes, totalBytes int64) {
-		bar.SetTotal(totalBytes, false)
-		bar.SetCurrent(doneBytes)
+	var (
+		once sync.Once
+		bars *mpb.Progress
+		bar  *mpb.Bar
+	)
+	show = func(done, total int64) {
+		once.Do(func() {
+			bars = mpb.New(mpb.WithOutput(f), mpb.WithWidth(columns))
+			bar = newBar(bars, name, unit)
+		})
+		bar.SetTotal(total, false)
+		bar.SetCurrent(done)
 	}
 	return show, func() {
-		bar.Abort(true) // the command says in words what became of it
-		bars.Wait()
+		once.Do(func() {})
+		if bar != nil {
+			bar.Abort(true) // the command says in words what became of it
+			bars.Wait()
+		}
 	}
+}
+
+func newBar(bars *mpb.Progress, name string, unit unit) *mpb.Bar {
+	count := decor.CountersKibiByte("% .1f / % .1f")
+	rate := decor.AverageSpeed(decor.SizeB1024(0), "% .1f")
+	if unit == inBlocks {
+		count, rate = decor.CountersNoUnit("%d / %d blocks"), decor.Name("")
+	}
+	style := mpb.BarStyle().Lbound("[").Filler("#").Tip("#").Padding(" ").Rbound("]")
+	return bars.New(0, style, mpb.PrependDecorators(decor.Name(name+" "), count),
+		mpb.AppendDecorators(rate, decor.AverageETA(decor.ET_STYLE_GO, decor.WC{W: 8})))
 }
 
 // stoppedError says that a person wanted no more.

@@ -46,7 +46,7 @@ func openTerminal(t *testing.T) (screen, terminal *os.File) {
 // goes away.
 func TestProgress(t *testing.T) {
 	screen, terminal := openTerminal(t)
-	show, end := startProgress(terminal, "Converting")
+	show, end := startProgress(terminal, "Converting", inBytes)
 	show(0, 1<<30)
 	show(512<<20, 1<<30)
 	var seen bytes.Buffer
@@ -72,7 +72,7 @@ func TestProgress(t *testing.T) {
 // TestProgressElsewhere: what is no terminal is not drawn upon.
 func TestProgressElsewhere(t *testing.T) {
 	var out bytes.Buffer
-	show, end := startProgress(&out, "Converting")
+	show, end := startProgress(&out, "Converting", inBytes)
 	show(1, 2)
 	end()
 	file, err := os.Create(t.TempDir() + "/log")
@@ -80,7 +80,7 @@ func TestProgressElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	show, end = startProgress(file, "Converting")
+	show, end = startProgress(file, "Converting", inBytes)
 	show(1, 2)
 	end()
 	if st, err := file.Stat(); err != nil || st.Size() != 0 || out.Len() != 0 {
@@ -130,7 +130,7 @@ func TestStopped(t *testing.T) {
 				if state.Sys().(syscall.WaitStatus).Signal() != sig || out != "" {
 					t.Errorf("%s: %v\n%s%s", role, state, out, errs)
 				}
-				if want := fmt.Sprintf("stopped by %v; out.raw was removed again\n", sig); role == "stopped" && !strings.HasSuffix(errs, want) {
+				if want := fmt.Sprintf("xen-disk: stopped by %v\n  out.raw was removed again\n", sig); role == "stopped" && !strings.HasSuffix(errs, want) {
 					t.Errorf("it says %q, want %q", errs, want)
 				}
 			}
