@@ -60,6 +60,7 @@ func (m *image) readBAT() error {
 			}
 		}
 	}
+	m.dropStaleBits()
 	m.findOverlaps(&found)
 	found.finish()
 	return nil

@@ -14,6 +14,10 @@ const (
 	// keyhashAt is the byte of the header that says that data are encrypted.
 	keyhashAt   = 29
 	batmapSumAt = 24
+
+	codeBatmap      = "batmap"
+	codeBatmapStale = "batmap-stale"
+	codeBatmapWrong = "batmap-wrong"
 )
 
 // hasBatmap says whether blktap takes the image for one with a batmap
@@ -60,7 +64,7 @@ func (m *image) readBatmap() {
 		err = m.parseBatmap(h, at)
 	}
 	if err != nil {
-		m.note("batmap", Note, at, "batmap: %v", err)
+		m.note(codeBatmap, Note, at, "batmap: %v", err)
 	}
 }
 
@@ -100,6 +104,21 @@ func (m *image) parseBatmap(h []byte, at int64) error {
 // batmapHas says whether the batmap says that an allocated block is complete.
 func (m *image) batmapHas(block int64) bool {
 	return block/8 < int64(len(m.batmap)) && m.batmap[block/8]&(0x80>>(block%8)) != 0
+}
+
+// dropStaleBits clears the bits of blocks that are not allocated. They may come
+// to be, in part, and must not be complete for whoever reads the batmap after a
+// crash: recoverFooter writes it again.
+func (m *image) dropStaleBits() {
+	for i := range min(m.blocks(), 8*int64(len(m.batmap))) {
+		if m.bat[i].Load() == unallocated && m.batmapHas(i) {
+			m.batmap[i/8] &^= 0x80 >> (i % 8)
+			m.staleBatmap = true
+		}
+	}
+	if m.staleBatmap {
+		m.note(codeBatmapStale, Note, m.batmapAt, "batmap has blocks that the BAT has not")
+	}
 }
 
 // writeBatmap stores which blocks are complete, where the image has a batmap.

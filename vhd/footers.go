@@ -12,6 +12,7 @@ import (
 const (
 	codeFooterMissing = "footer-missing"
 	codeFooterOld     = "footer-511"
+	codeFooterSum     = "footer-checksum" // accepted by force only
 	codeMirrorBad     = "mirror-bad"
 	codeMirrorDiffers = "mirror-differs"
 )
@@ -82,10 +83,10 @@ func (m *image) footerAtOffset(at int64, n int) (*Footer, error) {
 	case m.anySum:
 		var full [footerBytes]byte
 		copy(full[:], b)
-		m.note("footer-checksum", Damage, at, "%v", err)
+		m.note(codeFooterSum, Damage, at, "%v", err)
 		return decodeFooter(&full), nil
 	}
-	return nil, fail(ErrCorrupt, "footer-checksum", at, "footer checksum is wrong")
+	return nil, fail(ErrCorrupt, codeFooterSum, at, "footer checksum is wrong")
 }
 
 // checkMirror compares the copy at the beginning with the footer at the end.
@@ -158,24 +159,19 @@ func splitPart(path string) string {
 	return ""
 }
 
-// recoverFooter writes what of the two footers is missing, bad or old, and
-// makes it durable. The image must be writable; one that is well is not
-// touched. The good footer is never overwritten before the other is durable.
+// recoverFooter does what an image needs before it may be written: it writes
+// what of the two footers is missing, bad or old, and a batmap that has too
+// much. An image that is well is not touched. The good footer is never
+// overwritten before the other is durable.
 func recoverFooter(m *image) error {
 	var end, mirror bool
-	rest := m.problems[:0:0]
 	for _, p := range m.problems {
 		switch p.Code {
-		case codeFooterMissing, codeFooterOld:
+		case codeFooterMissing, codeFooterOld, codeFooterSum:
 			end = true
 		case codeMirrorBad, codeMirrorDiffers:
 			mirror = true
-		default:
-			rest = append(rest, p)
-			continue
 		}
-		p.Severity, p.Text = Note, "repaired: "+p.Text
-		rest = append(rest, p)
 	}
 	if end {
 		if err := m.placeFooter(); err != nil {
@@ -187,7 +183,20 @@ func recoverFooter(m *image) error {
 			return err
 		}
 	}
-	m.problems = rest
+	if m.staleBatmap {
+		if err := m.writeBatmap(m.batmapHas); err != nil {
+			return err
+		}
+		if err := m.file.Sync(); err != nil {
+			return err
+		}
+	}
+	for i := range m.problems {
+		p := &m.problems[i]
+		if p.mendedByOpening() {
+			p.Severity, p.Text = Note, "repaired: "+p.Text
+		}
+	}
 	return nil
 }
 

@@ -27,6 +27,9 @@ type image struct {
 	batmap []byte
 	// batmapAt is where the header of the batmap lies, -1 without one.
 	batmapAt int64
+	// staleBatmap says that the batmap in the file has bits that batmap has
+	// not, and that are not true once the blocks are allocated.
+	staleBatmap bool
 
 	sizeBytes int64 // virtual, a multiple of 512
 	fileBytes int64 // length of the file when it was opened

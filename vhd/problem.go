@@ -85,7 +85,7 @@ func (m *image) note(code string, s Severity, off int64, format string, args ...
 // mendedByOpening says that recoverFooter takes care of a problem.
 func (p *Problem) mendedByOpening() bool {
 	switch p.Code {
-	case codeFooterMissing, codeFooterOld, codeMirrorBad, codeMirrorDiffers:
+	case codeFooterMissing, codeFooterOld, codeFooterSum, codeMirrorBad, codeMirrorDiffers, codeBatmapStale:
 		return true
 	}
 	return false
