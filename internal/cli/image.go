@@ -12,10 +12,11 @@ import (
 
 // imageCmd makes, looks at and mends images; none of its commands needs Xen.
 type imageCmd struct {
-	Create  imageCreateCmd  `cmd:"" help:"Make an empty VHD."`
-	Map     imageMapCmd     `cmd:"" help:"Show where the data of a VHD are."`
-	Convert imageConvertCmd `cmd:"" help:"Copy a disk into a new raw image or VHD."`
-	Compare imageCompareCmd `cmd:"" help:"Compare the disks that two images hold."`
+	Create   imageCreateCmd   `cmd:"" help:"Make an empty VHD."`
+	Map      imageMapCmd      `cmd:"" help:"Show where the data of a VHD are."`
+	Snapshot imageSnapshotCmd `cmd:"" help:"Make a child that keeps its parent as it is."`
+	Convert  imageConvertCmd  `cmd:"" help:"Copy a disk into a new raw image or VHD."`
+	Compare  imageCompareCmd  `cmd:"" help:"Compare the disks that two images hold."`
 
 	JSON bool `name:"json" help:"Print one JSON object; docs/json.md describes it."`
 }

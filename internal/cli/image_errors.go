@@ -67,6 +67,9 @@ func explainFormat(u *userError, path string, err error) {
 	if errors.As(err, &image) && image.Path == path {
 		u.Why = image.Error()
 	}
+	if _, why, ok := strings.Cut(err.Error(), fs.ErrInvalid.Error()+": "); ok && errors.Is(err, fs.ErrInvalid) {
+		u.Why, u.Code = why, exitUsage
+	}
 	switch {
 	case errors.Is(err, vhd.ErrNotVHD):
 		u.Code = exitUsage

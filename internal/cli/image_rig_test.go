@@ -68,6 +68,16 @@ func (r *imageRig) run(t *testing.T, want int, line string) {
 	r.session.WriteString("\n")
 }
 
+// made runs what is no part of the session.
+func (r *imageRig) made(t *testing.T, line string) {
+	t.Helper()
+	before := r.session.String()
+	r.run(t, exitOK, line)
+	r.out.Reset()
+	r.session.Reset()
+	r.session.WriteString(before)
+}
+
 // note explains the next commands in the golden file.
 func (r *imageRig) note(text string) { r.session.WriteString("# " + text + "\n") }
 
@@ -91,6 +101,13 @@ func writeAt(t *testing.T, path string, off int64, text string) {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rename(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
 		t.Fatal(err)
 	}
 }

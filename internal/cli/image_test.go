@@ -79,10 +79,22 @@ func imageWrongUses() []imageWrongUse {
 		{"an unknown command", "chek disk.vhd", exitUsage, nil},
 		{"no size", "create new.vhd", exitUsage, nil},
 		{"a size in gigabytes of someone's", "create new.vhd --size 10GB", exitUsage, nil},
+		{"a size of parts of sectors", "create new.vhd --size 1000", exitUsage, nil},
+		{"a size of nothing", "create new.vhd --size 0", exitUsage, nil},
+		{"a size past what others read", "create new.vhd --size 2041GiB", exitUsage, nil},
+		{"blocks of no power of two", "create new.vhd --size 1G --block-size 3M", exitUsage, nil},
 		{"an unknown type", "create new.vhd --size 1G --type sparse", exitUsage, nil},
 		{"a VHD called raw", "create new.raw --size 1G", exitUsage, nil},
 		{"an image that is there", "create disk.raw.vhd --size 1G", exitFailed, func(t *testing.T, _ *imageRig) { makeFile(t, "disk.raw.vhd", 512) }},
 		{"a directory that is not", "create none/new.vhd --size 1G", exitMissing, nil},
+		{"a snapshot of nothing", "snapshot none.vhd new.vhd", exitMissing, nil},
+		{"a snapshot of a raw image called VHD", "snapshot raw.vhd new.vhd", exitUsage, func(t *testing.T, _ *imageRig) { makeFile(t, "raw.vhd", 1<<20) }},
+		{"a child that is there", "snapshot base.vhd disk.raw", exitFailed, func(t *testing.T, r *imageRig) { raw(t, r); r.made(t, "create base.vhd --size 1M") }},
+		{"a child without its parent", "map child.vhd", exitMissing, func(t *testing.T, r *imageRig) {
+			r.made(t, "create base.vhd --size 1M")
+			r.made(t, "snapshot base.vhd child.vhd")
+			rename(t, "base.vhd", "other.vhd")
+		}},
 		{"no image", "map none.vhd", exitMissing, nil},
 		{"a directory", "map .", exitUsage, nil},
 		{"a fifo", "map fifo", exitUsage, func(t *testing.T, _ *imageRig) {

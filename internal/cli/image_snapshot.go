@@ -1,0 +1,71 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"xen-disk/vhd"
+)
+
+// imageSnapshotCmd makes a child, which keeps the parent as it is.
+type imageSnapshotCmd struct {
+	Parent    string   `arg:"" help:"The image to stand on: it must not be written any more."`
+	Child     string   `arg:"" help:"The image to make; it must not exist."`
+	BlockSize byteSize `placeholder:"SIZE" help:"A power of two; what the parent has if not given."`
+	Absolute  bool     `help:"Write down the whole path of PARENT, so that CHILD can be moved without it."`
+
+	ParentFormat imageFormat `placeholder:"FORMAT" help:"raw or vhd. Default: vhd, unless the name of PARENT ends in .raw or .img."`
+	chainFlags
+}
+
+// Help is what 'xen-disk image snapshot --help' says besides the flags.
+func (c *imageSnapshotCmd) Help() string {
+	return `The child reads as the parent until it is written. It names its parent by the
+path from its own directory, so both can be moved together.
+
+Examples:
+  xen-disk image snapshot base.vhd disk.vhd`
+}
+
+// Run makes the child.
+func (c *imageSnapshotCmd) Run(env *environment, image *imageCmd) error {
+	format := c.ParentFormat
+	if format == formatNone {
+		format = suffixFormat(c.Parent)
+	}
+	raw := format == formatRaw
+	err := vhd.Snapshot(c.Parent, c.Child, vhd.SnapshotOptions{
+		BlockBytes: int64(c.BlockSize), Absolute: c.Absolute, RawParent: raw, Open: c.chainFlags.vhd(true),
+	})
+	if err != nil {
+		return explainSnapshot(c, err)
+	}
+	return image.show(env, &imageChild{Path: c.Child, Parent: c.Parent, RawParent: raw, verb: "Made"})
+}
+
+// explainSnapshot tells trouble with the parent from trouble with the child.
+func explainSnapshot(c *imageSnapshotCmd, err error) error {
+	var file *fs.PathError
+	if errors.As(err, &file) && file.Path == c.Parent {
+		return explainImage("read", c.Parent, err)
+	}
+	return explainImage("make", c.Child, err)
+}
+
+// imageChild says what an image stands on.
+type imageChild struct {
+	Version   version1 `json:"version"`
+	Path      string   `json:"path"`
+	Parent    string   `json:"parent"`
+	RawParent bool     `json:"raw_parent"`
+	verb      string
+}
+
+func (r *imageChild) text() string {
+	text := lines(fmt.Sprintf("%s %s: its parent is %s.", r.verb, printable(r.Path), printable(r.Parent)))
+	if r.RawParent {
+		text += "What opens it needs --raw-parent: that a raw disk is no VHD cannot be checked.\n"
+	}
+	return text
+}
