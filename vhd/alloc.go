@@ -47,11 +47,10 @@ func (w *writer) regionAfter(used int64) int64 {
 	return roundUp(used+footerBytes+bitmap, align) - bitmap
 }
 
-func (w *writer) regionBytes() int64 { return w.header.bitmapBytes() + w.blockBytes() }
-
 // openSpace finds the space of an image, and makes it zeros.
 func (w *writer) openSpace() error {
-	w.used, w.ready, w.chunk = roundUp(w.dataEnd, SectorBytes), w.dataEnd, 1
+	w.used, w.chunk = roundUp(w.dataEnd, SectorBytes), 1
+	w.ready = w.used
 	for i := range w.bat {
 		if w.bat[i].Load() == unallocated {
 			w.left++
@@ -100,7 +99,7 @@ func (w *writer) allocate(block int64) (entry uint32, err error) {
 		return entry, nil
 	}
 	at := w.regionAfter(w.used)
-	end := at + w.regionBytes()
+	end := at + w.stride()
 	if end/SectorBytes >= unallocated {
 		return 0, fmt.Errorf("a BAT entry cannot say %d: %w", at/SectorBytes, syscall.ENOSPC)
 	}
@@ -128,7 +127,7 @@ func (w *writer) allocate(block int64) (entry uint32, err error) {
 // grow makes the region at a place ready, and some more after it. A file grows
 // by its footer at the new end, in one step.
 func (w *writer) grow(at int64) error {
-	end := at + w.regionBytes()
+	end := at + w.stride()
 	if w.device() {
 		if limit := w.fileBytes - footerBytes; end > limit {
 			return fmt.Errorf("the device ends at %d: %w", w.fileBytes, syscall.ENOSPC)
@@ -139,13 +138,13 @@ func (w *writer) grow(at int64) error {
 		w.ready = end
 		return nil
 	}
-	stride := w.regionAfter(end) - at
-	end += (min(w.chunk, w.left) - 1) * stride
+	pitch := w.regionAfter(end) - at
+	end += (min(w.chunk, w.left) - 1) * pitch
 	if _, err := w.file.WriteAt(w.footer.bytes(), end); err != nil {
 		return fmt.Errorf("grow to %d: %w", end+footerBytes, err)
 	}
 	w.ready = end
-	if w.chunk*2*stride <= growBytes {
+	if w.chunk*2*pitch <= growBytes {
 		w.chunk *= 2
 	}
 	return nil

@@ -87,6 +87,7 @@ func (w *writer) runCommit(b *batch) error {
 	if len(b.blocks) == 0 && len(b.bitmaps) == 0 {
 		return w.sync()
 	}
+	w.changed = true
 	var err error
 	for _, step := range w.steps {
 		if err = step(w, b); err != nil {

@@ -59,10 +59,7 @@ func Open(path string, o Options) (*Disk, error) {
 	}
 	d, err := newDisk(chain, o)
 	if err != nil {
-		for _, m := range chain {
-			err = errors.Join(err, m.file.Close())
-		}
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), closeChain(chain))
 	}
 	return d, nil
 }

@@ -19,7 +19,8 @@ type layer struct {
 func newLayer(m *image, c *bitmaps) *layer {
 	l := &layer{image: m, full: newBitset(m.blocks()), bitmaps: c}
 	for i := range m.blocks() {
-		if m.batmap != nil && m.batmap[i/8]&(0x80>>(i%8)) != 0 {
+		// A bit of a block that is not there would hide its bitmap later.
+		if m.batmapHas(i) && m.bat[i].Load() != unallocated {
 			l.full.set(i)
 		}
 	}

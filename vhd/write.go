@@ -2,7 +2,6 @@ package vhd
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -29,6 +28,9 @@ type writer struct {
 	dirty atomic.Bool     // wake was told since the last commit
 	group commitGroup
 	steps []commitStep
+	// changed says that a commit has changed metadata. Runs of commits follow
+	// each other, and close follows them.
+	changed bool
 
 	// unpublished has the blocks that are allocated in memory and whose entry
 	// has never been written, so that nothing of theirs can be seen in the
@@ -41,6 +43,9 @@ type writer struct {
 func newWriter(l *layer, wake chan<- struct{}) (*writer, error) {
 	w := &writer{layer: l, wake: wake, steps: commitSteps()}
 	w.group.ended = sync.NewCond(&w.group.mu)
+	if err := recoverFooter(l.image); err != nil {
+		return nil, err
+	}
 	if l.fixed() {
 		return w, nil
 	}
@@ -167,11 +172,18 @@ func (w *writer) settle() error {
 
 // close commits, and cuts off what was never used.
 func (w *writer) close() error {
-	err := w.commit()
-	if w.fixed() || w.failure() != nil {
+	if err := w.commit(); err != nil || w.fixed() {
 		return err
 	}
-	return errors.Join(err, w.trim())
+	if w.changed {
+		if err := w.writeBatmap(w.full.has); err != nil {
+			return fmt.Errorf("%s: %w", w.path, err)
+		}
+		if err := w.sync(); err != nil {
+			return err
+		}
+	}
+	return w.trim()
 }
 
 const zeroesBytes = 64 << 10

@@ -1,0 +1,452 @@
+package vhd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// version is a value that a sector was given. Times are ticks of the rig's
+// clock, which every call moves on twice.
+type version struct {
+	data         []byte
+	begun, ended int
+	at           int // how many operations were in the journal when it began
+	// discard says that the sector may have this value, or keep another.
+	discard bool
+}
+
+// crashRig runs a workload on one image whose file keeps a journal, and knows
+// what each sector may contain after a crash at any place of it.
+type crashRig struct {
+	r       *rand.Rand
+	base    []byte
+	journal []op // for a sync n is how many operations had ended when it began
+	file    *memFile
+	parents []*memFile
+	d       *Disk
+	mutant  *mutant
+
+	history [][]version
+	clock   int
+	flushes []flushCall
+	depth   int
+}
+
+type flushCall struct {
+	begun int // on the clock
+	at    int // how many operations were in the journal when it ended
+}
+
+const never = int(^uint(0) >> 1)
+
+// newCrashRig makes an image as one of the programs would, in a file or on a
+// device, dynamic or over a parent.
+func newCrashRig(r *rand.Rand, mut *mutant) *crashRig {
+	g := &crashRig{r: r, mutant: mut}
+	size := 512 * (1 + r.Int64N(60))
+	top := randomImage(r, size)
+	top.blockBytes = 512 << r.IntN(6)
+	top.diskType = 3
+	want := make([]byte, size)
+	if r.IntN(3) != 0 {
+		below := randomImage(r, size)
+		below.blockBytes = 4096
+		below.diskType, below.uuid = 3, UUID{1}
+		g.parents = []*memFile{{data: below.bytes(), identity: Identity{Inode: 2}}}
+		top.diskType = 4
+		for s, b := range below.held {
+			copy(want[s*512:], b)
+		}
+	}
+	for s, b := range top.held {
+		copy(want[s*512:], b)
+	}
+	g.base = top.bytes()
+	g.file = &memFile{identity: Identity{Inode: 1, Block: r.IntN(4) == 0}}
+	if g.file.identity.Block {
+		g.base = asDevice(r, g.base, top.blocks()*(top.blockBytes+top.bitmapBytes()+dataAlign+footerBytes))
+	}
+	g.file.data = bytes.Clone(g.base)
+	g.history = make([][]version, size/512)
+	for s := range g.history {
+		g.history[s] = []version{{data: want[s*512:][:512], begun: -1, ended: -1}}
+	}
+	return g
+}
+
+// open opens the image over its journal.
+func (g *crashRig) open() error {
+	g.file.closed = false
+	tap := &tapFile{File: g.file}
+	synced := 0
+	tap.before = func(o op) error {
+		if o.kind == opSync {
+			synced = len(g.journal)
+		}
+		g.interrupt(o)
+		return nil
+	}
+	tap.after = func(o op) {
+		switch o.kind {
+		case opRead:
+			return
+		case opSync:
+			o.n = int64(synced)
+		}
+		o.data = bytes.Clone(o.data)
+		g.journal = g.mutant.record(g.journal, o)
+		g.interrupt(o)
+	}
+	d, err := openOver(tap, g.parents, false)
+	if err != nil {
+		return err
+	}
+	if g.mutant != nil && g.mutant.steps != nil {
+		d.w.steps = g.mutant.steps()
+	}
+	g.d = d
+	return nil
+}
+
+// openOver opens the chain of a leaf and its parents, as Open does.
+func openOver(leaf File, parents []*memFile, readOnly bool) (*Disk, error) {
+	files := []File{leaf}
+	for _, f := range parents {
+		f.closed = false
+		files = append(files, f)
+	}
+	var chain []*image
+	for i, f := range files {
+		m, err := readImage(fmt.Sprintf("image%d", i), f)
+		if err == nil && !readOnly && i == 0 {
+			err = m.writable()
+		}
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, m)
+	}
+	return newDisk(chain, Options{ReadOnly: readOnly, CommitInterval: -1})
+}
+
+// interrupt does something else in the middle of an operation at times, as
+// another goroutine would.
+func (g *crashRig) interrupt(o op) {
+	if o.kind == opRead || g.d == nil || g.depth > 1 {
+		return
+	}
+	if g.mutant != nil && g.mutant.during != nil {
+		g.mutant.during(g, o)
+	}
+	odds := 6
+	if o.kind == opSync { // it takes longest, and has most to lose
+		odds = 2
+	}
+	if g.r.IntN(odds) != 0 || !g.d.w.mu.TryLock() {
+		return
+	}
+	g.d.w.mu.Unlock()
+	if !g.d.mu.TryRLock() { // it is being closed
+		return
+	}
+	g.d.mu.RUnlock()
+	g.step()
+}
+
+// step does one thing at random.
+func (g *crashRig) step() {
+	g.depth++
+	defer func() { g.depth-- }()
+	sectors := int64(len(g.history))
+	n := 1 + g.r.Int64N(min(sectors, []int64{1, 3, 20}[g.r.IntN(3)]))
+	first := g.r.Int64N(sectors - n + 1)
+	p := make([]byte, n*512)
+	switch k := g.r.IntN(12); {
+	case k < 5:
+		p = noise(g.r, n)
+		fallthrough
+	case k < 6:
+		g.change(first, p, false, func() error { _, err := g.d.WriteAt(p, first*512); return err })
+	case k < 7:
+		g.change(first, p, false, func() error { return g.d.WriteZeroes(first*512, n*512, g.r.IntN(2) == 0) })
+	case k < 8:
+		g.change(first, p, true, func() error { return g.d.Discard(first*512, n*512) })
+	default:
+		g.flush(g.d.Flush)
+	}
+}
+
+// change notes that sectors get new values while call runs.
+func (g *crashRig) change(first int64, p []byte, discard bool, call func() error) {
+	g.clock++
+	v := version{begun: g.clock, ended: never, at: len(g.journal), discard: discard}
+	var index []int
+	for i := range len(p) / 512 {
+		v.data = p[i*512:][:512]
+		h := &g.history[first+int64(i)]
+		index = append(index, len(*h))
+		*h = append(*h, v)
+	}
+	if err := call(); err != nil {
+		panic(err)
+	}
+	g.clock++
+	for i, k := range index {
+		g.history[first+int64(i)][k].ended = g.clock
+	}
+}
+
+func (g *crashRig) flush(call func() error) {
+	if !g.d.w.group.mu.TryLock() {
+		return
+	}
+	running := g.d.w.group.running
+	g.d.w.group.mu.Unlock()
+	if running { // it would wait for itself
+		return
+	}
+	g.clock++
+	begun := g.clock
+	if err := call(); err != nil {
+		panic(err)
+	}
+	g.flushes = append(g.flushes, flushCall{begun, len(g.journal)})
+}
+
+// run does the workload: at times it closes the image and opens it again.
+func (g *crashRig) run() error {
+	for range 1 + g.r.IntN(2) {
+		if err := g.open(); err != nil {
+			return err
+		}
+		for range 2 + g.r.IntN(8) {
+			g.step()
+		}
+		if g.r.IntN(3) == 0 {
+			return nil
+		}
+		g.flush(g.d.Close)
+		g.d = nil
+	}
+	return nil
+}
+
+// allowed returns what a sector may contain after a crash that let n
+// operations be issued: what a flush had promised, and whatever was written
+// later or at the same time.
+func (g *crashRig) allowed(sector, n int) (values [][]byte) {
+	promised := -1
+	for _, f := range g.flushes {
+		if f.at <= n {
+			promised = max(promised, f.begun)
+		}
+	}
+	for _, v := range g.history[sector] {
+		replaced := slices.ContainsFunc(g.history[sector], func(u version) bool {
+			return !u.discard && u.begun > v.ended && u.ended < promised
+		})
+		if v.at <= n && !replaced {
+			values = append(values, v.data)
+		}
+	}
+	return values
+}
+
+// durable is how many of n operations a completed sync covers.
+func (g *crashRig) durable(n int) (ops int64) {
+	for _, o := range g.journal[:n] {
+		if o.kind == opSync {
+			ops = max(ops, o.n)
+		}
+	}
+	return ops
+}
+
+// growing says that the file was being made longer. A loss of power may then
+// leave it without its footer: the length and the bytes at it are two things.
+func (g *crashRig) growing(n int) bool {
+	size, durable := int64(len(g.base)), g.durable(n)
+	for i, o := range g.journal[:n] {
+		switch {
+		case o.kind == opTruncate:
+			size = o.off
+		case o.kind == opWrite && o.off+o.n > size:
+			size = o.off + o.n
+			if int64(i) >= durable {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// crashed builds the file that a crash leaves after n operations. What the last
+// completed sync covers is there; keep chooses for what came later.
+func (g *crashRig) crashed(n int, keep func(op) fate) *memFile {
+	durable := g.durable(n)
+	f := &memFile{data: bytes.Clone(g.base), identity: g.file.identity}
+	for i, o := range g.journal[:n] {
+		how := whole
+		if int64(i) >= durable {
+			how = keep(o)
+		}
+		how.apply(f, o, g.r)
+	}
+	return f
+}
+
+// fate is what becomes of an operation that no sync covers.
+type fate int
+
+const (
+	lost fate = iota
+	whole
+	torn       // some of its sectors
+	lengthOnly // the file has grown, and the bytes are not there
+)
+
+func (how fate) apply(f *memFile, o op, r *rand.Rand) {
+	if how == lost || o.kind == opSync {
+		return
+	}
+	var err error
+	switch o.kind {
+	case opTruncate:
+		err = f.Truncate(o.off)
+	case opPunch:
+		if how == whole || how == torn && r.IntN(2) == 0 {
+			err = f.PunchHole(o.off, o.n)
+		}
+	case opWrite:
+		if end := o.off + o.n; int64(len(f.data)) < end {
+			f.resize(end)
+		}
+		for i := int64(0); i < o.n; i += 512 {
+			if how == whole || how == torn && r.IntN(2) == 0 {
+				_, err = f.WriteAt(o.data[i:min(i+512, o.n)], o.off+i)
+			}
+		}
+	}
+	if err != nil {
+		panic(err)
+	}
+}
+
+// fates are ways in which a crash chooses.
+func (g *crashRig) fates() func(op) fate {
+	any := func() fate { return fate(g.r.IntN(4)) }
+	most := []fate{lost, whole}[g.r.IntN(2)]
+	odds := 1 + g.r.IntN(6)
+	return func(op) fate {
+		if g.r.IntN(odds) == 0 {
+			return any()
+		}
+		return most
+	}
+}
+
+var errForbidden = errors.New("sector has a value that it must not have")
+
+// judge opens what a crash left and says what is wrong with it.
+func (g *crashRig) judge(f *memFile, n int) error {
+	d, err := openOver(f, g.parents, true)
+	if err != nil {
+		return fmt.Errorf("open for reading: %w", err)
+	}
+	before, err := readAll(d)
+	if err != nil {
+		return err
+	}
+	for s := range g.history {
+		got := before[s*512:][:512]
+		if !slices.ContainsFunc(g.allowed(s, n), func(v []byte) bool { return bytes.Equal(v, got) }) {
+			return fmt.Errorf("sector %d: %w: %x", s, errForbidden, got[:16])
+		}
+	}
+	return g.judgeWriting(f, before)
+}
+
+// judgeWriting goes on with an image after a crash: new blocks must not show
+// what was left behind.
+func (g *crashRig) judgeWriting(f *memFile, want []byte) error {
+	d, err := openOver(f, g.parents, false)
+	if err != nil {
+		return fmt.Errorf("open for writing: %w", err)
+	}
+	for range 3 {
+		p, first := noise(g.r, 1), g.r.IntN(len(g.history))
+		if _, err := d.WriteAt(p, int64(first)*512); err != nil {
+			return err
+		}
+		copy(want[first*512:], p)
+	}
+	for range 2 {
+		got, err := readAll(d)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, want) {
+			return errors.New("recovery or the next write has changed other sectors")
+		}
+		if err := d.Close(); err != nil {
+			return err
+		}
+		if faults := audit(f.content()); len(faults) != 0 {
+			return fmt.Errorf("after recovery: %q", faults)
+		}
+		f.closed = false
+		if d, err = openOver(f, g.parents, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readAll(d *Disk) ([]byte, error) {
+	b := make([]byte, d.SizeBytes())
+	_, err := d.ReadAt(b, 0)
+	return b, err
+}
+
+// survives runs a workload and crashes it everywhere.
+func (g *crashRig) survives(samples int) error {
+	if err := g.run(); err != nil {
+		return err
+	}
+	for n := range len(g.journal) + 1 {
+		killed := g.crashed(n, func(op) fate { return whole })
+		if faults := audit(killed.content()); len(faults) != 0 {
+			return fmt.Errorf("killed after %d operations: %q", n, faults)
+		}
+		if err := g.judge(killed, n); err != nil {
+			return fmt.Errorf("killed after %d operations: %w", n, err)
+		}
+		for range samples {
+			left := g.crashed(n, g.fates())
+			if !g.growing(n) && !endsWithFooter(left.data) {
+				return fmt.Errorf("power lost after %d operations: no footer at the end", n)
+			}
+			if err := g.judge(left, n); err != nil {
+				return fmt.Errorf("power lost after %d operations: %w", n, err)
+			}
+		}
+	}
+	return nil
+}
+
+// TestCrash crashes random workloads after each of their operations, by a kill
+// (all operations are there) and by loss of power (those that no sync covers
+// are there, or in part, or not).
+func TestCrash(t *testing.T) {
+	base := rand.Uint64()
+	for i := range uint64(150) {
+		seed := base + i
+		if err := newCrashRig(rand.New(rand.NewPCG(seed, 0)), nil).survives(4); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+}
