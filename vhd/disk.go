@@ -35,8 +35,9 @@ type Disk struct {
 	layers []*layer // the leaf first
 	w      *writer  // of the leaf; nil when read-only
 	// bitmaps is the cache that all layers share.
-	bitmaps *bitmaps
-	options Options
+	bitmaps   *bitmaps
+	options   Options
+	snapshots sync.Mutex // held for a whole snapshot
 
 	stopOnce sync.Once
 	stop     chan struct{} // closed to end commitLater
@@ -232,7 +233,7 @@ func (d *Disk) Close() error {
 	d.closed = true
 	var err error
 	if d.w != nil {
-		err = d.w.close()
+		err = d.w.rest()
 	}
 	for _, l := range d.layers {
 		err = errors.Join(err, l.file.Close())

@@ -186,3 +186,14 @@ func (f *tapFile) Truncate(n int64) error {
 func (f *tapFile) Sync() error {
 	return f.do(op{opSync, 0, 0, nil}, f.File.Sync)
 }
+
+// goroutines are what a test starts and waits for.
+type goroutines struct{ sync.WaitGroup }
+
+func (g *goroutines) Go(f func()) {
+	g.Add(1)
+	go func() {
+		defer g.Done()
+		f()
+	}()
+}

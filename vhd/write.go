@@ -170,8 +170,9 @@ func (w *writer) settle() error {
 	return w.commit()
 }
 
-// close commits, and cuts off what was never used.
-func (w *writer) close() error {
+// rest leaves the file as if it was closed: all is committed, and what was
+// never used is cut off. Writing may go on.
+func (w *writer) rest() error {
 	if err := w.commit(); err != nil || w.fixed() {
 		return err
 	}
