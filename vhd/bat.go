@@ -75,19 +75,19 @@ func (m *image) checkEntry(block int64, e uint32, parts []extent, found *listing
 	if at < m.metaEnd {
 		for _, p := range parts {
 			if p.overlaps(extent{at, end}) {
-				found.add(codeBATMetadata, m.entryAt(block), "block %d at %d lies over metadata at %d", block, at, p.start)
+				found.add(codeBATMetadata, Damage, m.entryAt(block), "block %d at %d lies over metadata at %d", block, at, p.start)
 				return false
 			}
 		}
 	}
 	switch {
 	case m.dataAt(e) > m.limit():
-		found.add(codeBATBeyond, m.entryAt(block), "block %d at %d lies past the end at %d", block, at, m.limit())
+		found.add(codeBATBeyond, Damage, m.entryAt(block), "block %d at %d lies past the end at %d", block, at, m.limit())
 		return false
 	case end > m.fileBytes:
-		found.add(codeBATCut, m.entryAt(block), "block %d ends at %d, the file at %d", block, end, m.fileBytes)
+		found.add(codeBATCut, Damage, m.entryAt(block), "block %d ends at %d, the file at %d", block, end, m.fileBytes)
 	case m.footerAt >= 0 && end > m.footerAt:
-		found.add(codeBATFooter, m.entryAt(block), "block %d ends at %d, over the footer at %d", block, end, m.footerAt)
+		found.add(codeBATFooter, Damage, m.entryAt(block), "block %d ends at %d, over the footer at %d", block, end, m.footerAt)
 	}
 	m.dataEnd = max(m.dataEnd, end)
 	return true
@@ -104,7 +104,7 @@ func (m *image) findOverlaps(found *listing) {
 		a, b := int64(order[i-1]), int64(order[i])
 		at, next := int64(m.bat[a].Load()), int64(m.bat[b].Load())
 		if next-at < stride {
-			found.add(codeBATOverlap, m.entryAt(b), "blocks %d at %d and %d at %d overlap",
+			found.add(codeBATOverlap, Damage, m.entryAt(b), "blocks %d at %d and %d at %d overlap",
 				a, at*SectorBytes, b, next*SectorBytes)
 		}
 	}
@@ -168,20 +168,21 @@ type listing struct {
 }
 
 type kindCount struct {
-	code  string
-	count int
+	code     string
+	severity Severity
+	count    int
 }
 
-func (l *listing) add(code string, off int64, format string, args ...any) {
+func (l *listing) add(code string, s Severity, off int64, format string, args ...any) {
 	k := 0
 	for k < len(l.kinds) && l.kinds[k].code != code {
 		k++
 	}
 	if k == len(l.kinds) {
-		l.kinds = append(l.kinds, kindCount{code: code})
+		l.kinds = append(l.kinds, kindCount{code: code, severity: s})
 	}
 	if l.kinds[k].count++; l.kinds[k].count <= maxListed {
-		l.image.note(code, Damage, off, format, args...)
+		l.image.note(code, s, off, format, args...)
 	}
 }
 
@@ -189,7 +190,7 @@ func (l *listing) add(code string, off int64, format string, args ...any) {
 func (l *listing) finish() {
 	for _, k := range l.kinds {
 		if k.count > maxListed {
-			l.image.note(k.code, Damage, -1, "and %d more like these", k.count-maxListed)
+			l.image.note(k.code, k.severity, -1, "and %d more like these", k.count-maxListed)
 		}
 	}
 }

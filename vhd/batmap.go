@@ -12,8 +12,9 @@ const (
 	batmapVersion = 0x00010002
 
 	// keyhashAt is the byte of the header that says that data are encrypted.
-	keyhashAt   = 29
-	batmapSumAt = 24
+	keyhashAt    = 29
+	batmapSizeAt = 16
+	batmapSumAt  = 24
 
 	codeBatmap      = "batmap"
 	codeBatmapStale = "batmap-stale"
@@ -84,7 +85,7 @@ func (m *image) parseBatmap(h []byte, at int64) error {
 	if off := be.Uint64(h[8:]); off != uint64(at+batmapHeaderBytes) {
 		return fmt.Errorf("%w: map at %d does not follow its header", ErrUnsupported, off)
 	}
-	sectors := int64(be.Uint32(h[16:]))
+	sectors := int64(be.Uint32(h[batmapSizeAt:]))
 	room := (m.limit() - at - batmapHeaderBytes) / SectorBytes
 	if want := batmapSectors(m.sizeBytes); sectors < want || want > room {
 		return fmt.Errorf("%w: map has %d sectors and room for %d, want %d", ErrCorrupt, sectors, room, want)
@@ -97,21 +98,27 @@ func (m *image) parseBatmap(h []byte, at int64) error {
 	if got, want := be.Uint32(h[batmapSumAt:]), checksum(b, len(b)); got != want {
 		return fmt.Errorf("%w: checksum is %#08x, want %#08x", ErrCorrupt, got, want)
 	}
-	m.batmap = b
+	m.setBatmap(b)
 	return nil
+}
+
+// setBatmap takes the bits as the file has them, which can lack the last ones.
+func (m *image) setBatmap(b []byte) {
+	need := (m.sizeBytes-1)/m.blockBytes() + 1
+	m.batmap = append(b, make([]byte, max(0, (need+7)/8-int64(len(b))))...)
 }
 
 // batmapHas says whether the batmap says that an allocated block is complete.
 func (m *image) batmapHas(block int64) bool {
-	return block/8 < int64(len(m.batmap)) && m.batmap[block/8]&(0x80>>(block%8)) != 0
+	return m.batmap != nil && m.batmap[block/8]&(0x80>>(block%8)) != 0
 }
 
 // dropStaleBits clears the bits of blocks that are not allocated. They may come
 // to be, in part, and must not be complete for whoever reads the batmap after a
 // crash: recoverFooter writes it again.
 func (m *image) dropStaleBits() {
-	for i := range min(m.blocks(), 8*int64(len(m.batmap))) {
-		if m.bat[i].Load() == unallocated && m.batmapHas(i) {
+	for i := range m.blocks() {
+		if m.batmapHas(i) && m.bat[i].Load() == unallocated {
 			m.batmap[i/8] &^= 0x80 >> (i % 8)
 			m.staleBatmap = true
 		}
@@ -137,12 +144,20 @@ func (m *image) writeBatmap(complete func(block int64) bool) error {
 			b[i/8] |= 0x80 >> (i % 8)
 		}
 	}
-	// What else the header says, a key's hash above all, stays.
-	binary.BigEndian.PutUint32(h[batmapSumAt:], checksum(b, len(b)))
+	// What else the header says, a key's hash above all, stays; and the length
+	// where it is more, as in images that libvhd overruns.
+	if string(h[:8]) != batmapCookie {
+		clear(h)
+	}
+	sectors := binary.BigEndian.Uint32(h[batmapSizeAt:])
+	putBatmapHeader(h, m.batmapAt, b)
+	if room := (m.limit() - m.batmapAt) / SectorBytes; int64(sectors) > batmapSectors(m.sizeBytes) && int64(sectors) < room {
+		binary.BigEndian.PutUint32(h[batmapSizeAt:], sectors)
+	}
 	if _, err := m.file.WriteAt(append(h, b...), m.batmapAt); err != nil {
 		return fmt.Errorf("write batmap at %d: %w", m.batmapAt, err)
 	}
-	m.batmap = b
+	m.setBatmap(b)
 	return nil
 }
 
@@ -151,7 +166,7 @@ func putBatmapHeader(h []byte, at int64, bits []byte) {
 	be := binary.BigEndian
 	copy(h, batmapCookie)
 	be.PutUint64(h[8:], uint64(at+batmapHeaderBytes))
-	be.PutUint32(h[16:], uint32(len(bits)/SectorBytes))
+	be.PutUint32(h[batmapSizeAt:], uint32(len(bits)/SectorBytes))
 	be.PutUint32(h[20:], batmapVersion)
 	be.PutUint32(h[batmapSumAt:], checksum(bits, len(bits)))
 }

@@ -69,9 +69,9 @@ func (u UUID) String() string {
 // Geometry is the cylinders, heads and sectors that a BIOS of 1996 would ask
 // for. It limits nothing here.
 type Geometry struct {
-	Cylinders uint16
-	Heads     uint8
-	Sectors   uint8 // a track
+	Cylinders uint16 `json:"cylinders"`
+	Heads     uint8  `json:"heads"`
+	Sectors   uint8  `json:"sectors"` // a track
 }
 
 // Creator says which program made an image.

@@ -22,8 +22,7 @@ type image struct {
 	// takes such a block for unallocated, as it would be without the entry.
 	bat []atomic.Uint32
 	// batmap has a trusted bit for each block that is completely present, or
-	// is nil. It may lack bits and never has one too many. It can be shorter
-	// than the BAT.
+	// is nil. It may lack bits and never has one too many.
 	batmap []byte
 	// batmapAt is where the header of the batmap lies, -1 without one.
 	batmapAt int64
