@@ -20,7 +20,8 @@ import (
 //	1  failed    anything without a code of its own: not root, an image that
 //	             cannot be read, xenstore lost while a disk was attached
 //	2  usage     the command line is wrong, or names what cannot be a disk
-//	3  missing   no such virtual machine or image, or not just one
+//	3  missing   no such virtual machine or image, or not just one; or an image
+//	             whose parent is missing
 //	4  busy      the image or the virtual device is in use
 //	5  guest     the guest never took the disk, or did not let go of it and it
 //	             was taken away

@@ -13,7 +13,10 @@ import (
 // imageCmd makes, looks at and mends images; none of its commands needs Xen.
 type imageCmd struct {
 	Create   imageCreateCmd   `cmd:"" help:"Make an empty VHD."`
+	Info     imageInfoCmd     `cmd:"" help:"Show what a VHD says of itself."`
 	Map      imageMapCmd      `cmd:"" help:"Show where the data of a VHD are."`
+	Check    imageCheckCmd    `cmd:"" help:"Look for what is wrong with a VHD."`
+	Repair   imageRepairCmd   `cmd:"" help:"Mend what is wrong with a VHD."`
 	Snapshot imageSnapshotCmd `cmd:"" help:"Make a child that keeps its parent as it is."`
 	Convert  imageConvertCmd  `cmd:"" help:"Copy a disk into a new raw image or VHD."`
 	Compare  imageCompareCmd  `cmd:"" help:"Compare the disks that two images hold."`
@@ -27,7 +30,9 @@ func (c *imageCmd) Help() string {
 locks what it opens, so none can spoil an image that a guest uses.
 
 Examples:
-  xen-disk image create disk.vhd --size 10GiB`
+  xen-disk image create disk.vhd --size 10GiB
+  xen-disk image info disk.vhd
+  xen-disk image convert disk.raw disk.vhd`
 }
 
 // chainFlags say where parents may be.

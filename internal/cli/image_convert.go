@@ -77,23 +77,9 @@ func (c *imageConvertCmd) Run(env *environment, image *imageCmd) error {
 
 // make makes and opens the destination; made is false when it was there.
 func (c *imageConvertCmd) make(to imageFormat, sizeBytes int64) (dst disk.Disk, made bool, err error) {
-	if c.Force && isBlockDevice(c.Dst) {
-		if to != formatRaw {
-			return nil, false, &userError{
-				What: fmt.Sprintf("%s is a block device, and those become raw only", c.Dst), Hint: "--to raw", Code: exitUsage,
-			}
-		}
-		if dst, err = disk.Open(c.Dst, disk.Raw, disk.Options{}); err != nil {
-			return nil, false, explainImage("write", c.Dst, err)
-		}
-		if has := dst.Info().SizeBytes; has < sizeBytes {
-			dst.Close()
-			return nil, false, &userError{
-				What: fmt.Sprintf("%s is too small", c.Dst), Code: exitFailed,
-				Why: fmt.Sprintf("it has %s, the disk %s", sizeText(has), sizeText(sizeBytes)),
-			}
-		}
-		return dst, false, nil
+	if isBlockDevice(c.Dst) {
+		dst, err = c.device(to, sizeBytes)
+		return dst, false, err
 	}
 	if to == formatRaw {
 		dst, err = disk.Create(c.Dst, sizeBytes)
@@ -106,6 +92,27 @@ func (c *imageConvertCmd) make(to imageFormat, sizeBytes int64) (dst disk.Disk, 
 		err = explainImage("make", c.Dst, err)
 	}
 	return dst, true, err
+}
+
+// device opens a block device as the destination.
+func (c *imageConvertCmd) device(to imageFormat, sizeBytes int64) (disk.Disk, error) {
+	if !c.Force || to != formatRaw {
+		return nil, &userError{
+			What: c.Dst + " is a block device", Why: "what is on it would be lost; and it takes a raw image only",
+			Hint: "if that is meant: --to raw --force", Code: exitUsage,
+		}
+	}
+	dst, err := disk.Open(c.Dst, disk.Raw, disk.Options{})
+	if err != nil {
+		return nil, explainImage("write", c.Dst, err)
+	}
+	if has := dst.Info().SizeBytes; has < sizeBytes {
+		return nil, errors.Join(&userError{
+			What: fmt.Sprintf("%s is too small", c.Dst), Code: exitFailed,
+			Why: fmt.Sprintf("it has %s, the disk %s", sizeText(has), sizeText(sizeBytes)),
+		}, dst.Close())
+	}
+	return dst, nil
 }
 
 func isBlockDevice(path string) bool {

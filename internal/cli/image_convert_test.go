@@ -3,6 +3,7 @@ package cli
 import (
 	"math/rand"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -83,4 +84,47 @@ func TestConvertNeverOverwrites(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, text, err)
 		}
 	}
+}
+
+// TestConvertToDevice: only with --force, and then all of it is the disk.
+func TestConvertToDevice(t *testing.T) {
+	r := newImageRig(t)
+	makeFile(t, "disk.raw", 1<<20)
+	writeAt(t, "disk.raw", 4096, "data")
+	makeFile(t, "small", 512<<10)
+	writeAt(t, "large", 0, strings.Repeat("old ", 512<<10))
+	device := loopDevice(t, "large")
+	r.run(t, exitUsage, "convert disk.raw "+device+" --to raw")
+	r.run(t, exitUsage, "convert disk.raw "+device+" --to vhd --force")
+	r.run(t, exitFailed, "convert disk.raw "+loopDevice(t, "small")+" --to raw --force")
+	if text := readAt(t, "large", 0, 4); text != "old " {
+		t.Errorf("it was written: %q", text)
+	}
+	r.run(t, exitOK, "convert disk.raw "+device+" --to raw --force")
+	r.run(t, exitOK, "compare disk.raw "+device+" --b-format raw")
+	if want := "The disks are the same, but " + device + " is longer by 1.0 MiB of zeros.\n"; r.out.String() != want {
+		t.Errorf("it says %q, want %q", &r.out, want)
+	}
+	r.stopAtOnce()
+	r.run(t, 130, "convert disk.raw "+device+" --to raw --force")
+	if !strings.HasSuffix(r.err.String(), "  "+device+" holds a part of the copy\n") {
+		t.Errorf("it says: %s", &r.err)
+	}
+}
+
+// loopDevice puts a block device over a file; it takes root and losetup, which
+// make deps installs.
+func loopDevice(t *testing.T, path string) string {
+	t.Helper()
+	out, err := exec.Command("losetup", "--find", "--show", path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("losetup: %v: %s", err, out)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil {
+			t.Errorf("losetup: %v: %s", err, out)
+		}
+	})
+	return device
 }

@@ -52,16 +52,30 @@ func (c *imageCreateCmd) Run(env *environment, image *imageCmd) error {
 	if err := vhd.Create(c.File, o); err != nil {
 		return explainImage("make", c.File, err)
 	}
-	return image.show(env, &imageMade{Path: c.File, SizeBytes: o.SizeBytes})
+	return image.showMade(env, c.File, chainFlags{})
 }
 
-// imageMade says that an image is there.
-type imageMade struct {
-	Version   version1 `json:"version"`
-	Path      string   `json:"path"`
-	SizeBytes int64    `json:"virtual_size"`
+// showMade shows an image that was made just now.
+func (c *imageCmd) showMade(env *environment, path string, chain chainFlags) error {
+	info, err := vhd.Inspect(path, chain.vhd(true))
+	if err != nil {
+		return explainImage("read", path, err)
+	}
+	return c.show(env, &imageMade{imageInfo{Info: info}})
 }
+
+// imageMade is what info says of a new image; people are told less.
+type imageMade struct{ imageInfo }
 
 func (r *imageMade) text() string {
-	return lines(fmt.Sprintf("Made %s: %s.", printable(r.Path), sizeText(r.SizeBytes)))
+	text := fmt.Sprintf("Made %s: %s, %s", printable(r.Path), r.Type, sizeText(r.SizeBytes))
+	if len(r.Parents) == 0 {
+		return lines(text + ".")
+	}
+	parent := &r.Parents[0]
+	text = lines(text + ", on " + printable(parent.Path) + ".")
+	if parent.Raw {
+		text += "What opens it needs --raw-parent: that a raw disk is no VHD cannot be checked.\n"
+	}
+	return text
 }

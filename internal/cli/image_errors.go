@@ -64,17 +64,23 @@ func explainWork(verb, path, state string, err error) error {
 // explainFormat explains what is wrong with the bytes of a file.
 func explainFormat(u *userError, path string, err error) {
 	var image *vhd.ImageError
-	if errors.As(err, &image) && image.Path == path {
-		u.Why = image.Error()
+	if errors.As(err, &image) {
+		if u.Why = image.Error(); image.Path != path {
+			u.Why = image.Path + ": " + u.Why
+		}
+		path = image.Path
 	}
 	if _, why, ok := strings.Cut(err.Error(), fs.ErrInvalid.Error()+": "); ok && errors.Is(err, fs.ErrInvalid) {
 		u.Why, u.Code = why, exitUsage
 	}
 	switch {
-	case errors.Is(err, vhd.ErrNotVHD):
+	case errors.Is(err, vhd.ErrNotVHD), errors.Is(err, vhd.ErrUnsupported), errors.Is(err, vhd.ErrEncrypted):
 		u.Code = exitUsage
-	case errors.Is(err, vhd.ErrUnsupported):
-		u.Code = exitUsage
+	case errors.Is(err, vhd.ErrDamaged):
+		u.Code, u.Hint = exitCorrupt, "xen-disk image repair "+path
+		if image != nil {
+			u.What, u.Why = path+" must be repaired first", image.Text
+		}
 	case errors.Is(err, vhd.ErrRawParent):
 		u.Code, u.Hint = exitUsage, "if you trust the image: --raw-parent"
 	case errors.Is(err, vhd.ErrTooDeep):

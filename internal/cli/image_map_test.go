@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-
-	"xen-disk/disk"
 )
 
 // TestMap: extents that are alike are one line, and the picture shows where
@@ -15,17 +13,8 @@ func TestMap(t *testing.T) {
 	r := newImageRig(t)
 	r.run(t, exitOK, "create disk.vhd --size 1GiB")
 	r.run(t, exitOK, "map disk.vhd")
-	d, err := disk.Open("disk.vhd", disk.VHD, disk.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, w := range []struct{ off, n int64 }{{0, 4096}, {256 << 20, 4 << 20}, {260 << 20, 28 << 20}, {1<<30 - 8192, 8192}} {
-		if _, err := d.WriteAt([]byte(strings.Repeat("x", int(w.n))), w.off); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
+		fill(t, "disk.vhd", w.off, strings.Repeat("x", int(w.n)))
 	}
 	r.run(t, exitOK, "map disk.vhd")
 	r.run(t, exitOK, "map disk.vhd --json")

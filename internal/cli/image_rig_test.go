@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -19,13 +20,14 @@ type imageRig struct {
 	out, err bytes.Buffer
 	session  strings.Builder   // commands and answers, for golden files
 	hide     *strings.Replacer // what differs from run to run; may be nil
+	uuids    map[string]string // that steady has seen
 }
 
 // newImageRig's end checks that descriptors and goroutines are as they were.
 func newImageRig(t *testing.T) *imageRig {
 	t.Helper()
 	t.Chdir(t.TempDir())
-	r := &imageRig{}
+	r := &imageRig{uuids: map[string]string{}}
 	r.env = environment{
 		stdout: &r.out, stderr: &r.err, version: "xen-disk test",
 		untilSignal: func() (context.Context, func()) { return context.WithCancel(context.Background()) },
@@ -44,12 +46,17 @@ func newImageRig(t *testing.T) *imageRig {
 // code, and that its answer fits a terminal.
 func (r *imageRig) run(t *testing.T, want int, line string) {
 	t.Helper()
-	r.out.Reset()
-	r.err.Reset()
-	code := run(strings.Fields("image "+line), &r.env)
-	if code != want {
+	if code := r.answer(t, line); code != want {
 		t.Errorf("%s: exit code %d, want %d\n%s%s", line, code, want, &r.out, &r.err)
 	}
+}
+
+// answer is run for any exit code.
+func (r *imageRig) answer(t *testing.T, line string) (code int) {
+	t.Helper()
+	r.out.Reset()
+	r.err.Reset()
+	code = run(strings.Fields("image "+line), &r.env)
 	if strings.Count(r.err.String(), "\n") > 3 {
 		t.Errorf("%s: an error of more than three lines:\n%s", line, &r.err)
 	}
@@ -66,6 +73,7 @@ func (r *imageRig) run(t *testing.T, want int, line string) {
 		fmt.Fprintf(&r.session, "(exit code %d)\n", code)
 	}
 	r.session.WriteString("\n")
+	return code
 }
 
 // made runs what is no part of the session.
@@ -88,6 +96,21 @@ func (r *imageRig) stopAtOnce() {
 		cancel(&stoppedError{unix.SIGINT})
 		return ctx, func() {}
 	}
+}
+
+// steady replaces what differs from run to run: UUIDs by the numbers of their
+// first appearance, times, and what a file takes on this file system.
+func (r *imageRig) steady(text string) string {
+	text = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`).ReplaceAllStringFunc(text, func(u string) string {
+		if r.uuids[u] == "" {
+			r.uuids[u] = fmt.Sprintf("00000000-0000-0000-0000-%012d", len(r.uuids)+1)
+		}
+		return r.uuids[u]
+	})
+	text = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(Z| UTC)?`).ReplaceAllString(text, "2026-01-02T03:04:05Z")
+	text = regexp.MustCompile(`it takes .* on its`).ReplaceAllString(text, "it takes 4.0 KiB on its")
+	text = regexp.MustCompile(`("disk_usage": )\d+`).ReplaceAllString(text, "${1}4096")
+	return text
 }
 
 // writeAt puts a text into a file that is there, or makes it.

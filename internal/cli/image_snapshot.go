@@ -2,7 +2,6 @@ package cli
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 
 	"xen-disk/vhd"
@@ -41,7 +40,8 @@ func (c *imageSnapshotCmd) Run(env *environment, image *imageCmd) error {
 	if err != nil {
 		return explainSnapshot(c, err)
 	}
-	return image.show(env, &imageChild{Path: c.Child, Parent: c.Parent, RawParent: raw, verb: "Made"})
+	c.RawParent = c.RawParent || raw
+	return image.showMade(env, c.Child, c.chainFlags)
 }
 
 // explainSnapshot tells trouble with the parent from trouble with the child.
@@ -51,21 +51,4 @@ func explainSnapshot(c *imageSnapshotCmd, err error) error {
 		return explainImage("read", c.Parent, err)
 	}
 	return explainImage("make", c.Child, err)
-}
-
-// imageChild says what an image stands on.
-type imageChild struct {
-	Version   version1 `json:"version"`
-	Path      string   `json:"path"`
-	Parent    string   `json:"parent"`
-	RawParent bool     `json:"raw_parent"`
-	verb      string
-}
-
-func (r *imageChild) text() string {
-	text := lines(fmt.Sprintf("%s %s: its parent is %s.", r.verb, printable(r.Path), printable(r.Parent)))
-	if r.RawParent {
-		text += "What opens it needs --raw-parent: that a raw disk is no VHD cannot be checked.\n"
-	}
-	return text
 }
