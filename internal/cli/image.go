@@ -18,8 +18,11 @@ type imageCmd struct {
 	Check    imageCheckCmd    `cmd:"" help:"Look for what is wrong with a VHD."`
 	Repair   imageRepairCmd   `cmd:"" help:"Mend what is wrong with a VHD."`
 	Snapshot imageSnapshotCmd `cmd:"" help:"Make a child that keeps its parent as it is."`
+	Resize   imageResizeCmd   `cmd:"" help:"Change the size of the disk that a VHD holds."`
 	Convert  imageConvertCmd  `cmd:"" help:"Copy a disk into a new raw image or VHD."`
 	Compare  imageCompareCmd  `cmd:"" help:"Compare the disks that two images hold."`
+	Reparent imageReparentCmd `cmd:"" help:"Tell a child where its parent is."`
+	Compact  imageCompactCmd  `cmd:"" help:"Make the file of a VHD smaller."`
 
 	JSON bool `name:"json" help:"Print one JSON object; docs/json.md describes it."`
 }

@@ -15,7 +15,8 @@ import (
 // explainImage explains why a command could not do to an image what the verb
 // says.
 func explainImage(verb, path string, err error) error {
-	u := &userError{What: fmt.Sprintf("cannot %s %s", verb, path), Why: cause(err), Code: exitFailed}
+	what := verb + " " + path
+	u := &userError{What: "cannot " + what, Why: strings.TrimPrefix(cause(err), what+": "), Code: exitFailed}
 	var (
 		parent *vhd.ParentError
 		used   *disk.InUseError
@@ -81,6 +82,12 @@ func explainFormat(u *userError, path string, err error) {
 		if image != nil {
 			u.What, u.Why = path+" must be repaired first", image.Text
 		}
+	case errors.Is(err, vhd.ErrDataLoss):
+		u.Hint = "if they are of no use: --force"
+	case errors.Is(err, vhd.ErrParentShows):
+		u.Hint = "make a larger one: xen-disk image convert " + path + " NEW.vhd"
+	case errors.Is(err, vhd.ErrRange):
+		u.Code = exitUsage
 	case errors.Is(err, vhd.ErrRawParent):
 		u.Code, u.Hint = exitUsage, "if you trust the image: --raw-parent"
 	case errors.Is(err, vhd.ErrTooDeep):

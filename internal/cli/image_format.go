@@ -53,3 +53,12 @@ func (f imageFormat) settle(path, flag string) (imageFormat, error) {
 	}
 	return f, nil
 }
+
+// isRaw says whether an image is raw: by the flag, or else by its name. One that
+// neither tells is a VHD, as all that commands about VHDs are given.
+func (f imageFormat) isRaw(path string) bool {
+	if f == formatNone {
+		f = suffixFormat(path)
+	}
+	return f == formatRaw
+}

@@ -29,11 +29,7 @@ Examples:
 
 // Run makes the child.
 func (c *imageSnapshotCmd) Run(env *environment, image *imageCmd) error {
-	format := c.ParentFormat
-	if format == formatNone {
-		format = suffixFormat(c.Parent)
-	}
-	raw := format == formatRaw
+	raw := c.ParentFormat.isRaw(c.Parent)
 	err := vhd.Snapshot(c.Parent, c.Child, vhd.SnapshotOptions{
 		BlockBytes: int64(c.BlockSize), Absolute: c.Absolute, RawParent: raw, Open: c.chainFlags.vhd(true),
 	})
