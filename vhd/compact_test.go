@@ -2,7 +2,6 @@ package vhd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -163,29 +162,11 @@ func TestCompactStops(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := seeded(t)
 			before, want := c.files(t, r, layouts()[r.IntN(len(layouts()))])
-			for stopAt := 1; ; stopAt++ {
-				s := newShelf(before)
-				ctx, cancel := context.WithCancel(context.Background())
-				ops := 0
-				s.tap = func(string, op) error {
-					if ops++; ops == stopAt {
-						cancel()
-					}
-					return nil
-				}
+			run := func(ctx context.Context, s *shelf) error {
 				_, err := Compact(ctx, "a.vhd", CompactOptions{Open: s.options(), LikeParent: c.likeParent})
-				cancel()
-				s.tap = nil
-				if err != nil && !errors.Is(err, context.Canceled) {
-					t.Fatal(err)
-				}
-				if err := c.check(s.contents(), want); err != nil {
-					t.Fatalf("stopped at operation %d: %v", stopAt, err)
-				}
-				if ops < stopAt {
-					return // it ended before
-				}
+				return err
 			}
+			stops(t, before, run, func(files map[string][]byte) error { return c.check(files, want) })
 		})
 	}
 }

@@ -2,6 +2,7 @@ package vhd
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -154,6 +155,33 @@ func crashes(r *luck, files map[string][]byte, ops []shelfOp, lucky int, check f
 		}
 	}
 	return nil
+}
+
+// stops ends a tool's context at each of its operations.
+func stops(t *testing.T, before map[string][]byte, tool func(context.Context, *shelf) error, check func(map[string][]byte) error) {
+	t.Helper()
+	for stopAt := 1; ; stopAt++ {
+		ctx, cancel := context.WithCancel(context.Background())
+		s := newShelf(before)
+		ops := 0
+		s.tap = func(string, op) error {
+			if ops++; ops == stopAt {
+				cancel()
+			}
+			return nil
+		}
+		err := tool(ctx, s)
+		cancel()
+		if err != nil && !errors.Is(err, context.Canceled) {
+			t.Fatalf("stopped at operation %d: %v", stopAt, err)
+		}
+		if err := check(s.contents()); err != nil {
+			t.Fatalf("stopped at operation %d: %v", stopAt, err)
+		}
+		if ops < stopAt {
+			return // it ended before
+		}
+	}
 }
 
 // specImage reads an image by the offsets of the specification.

@@ -20,8 +20,8 @@ func edits(t *testing.T) (all []edit) {
 	r := seeded(t)
 	qemu, windows := layouts()[2], layouts()[1]
 	for i, c := range resizeCases() {
-		if i%2 == 1 {
-			continue // there is nothing new in these
+		if i != 0 && i != 2 && i != 8 && i != 12 {
+			continue // there is nothing new in the others
 		}
 		b, want := c.image(r, qemu)
 		grown := resized(want, c.to)
@@ -30,14 +30,14 @@ func edits(t *testing.T) (all []edit) {
 			func(left leftover) error { return c.checkCrash(left, want, grown) },
 		})
 	}
-	for _, c := range compactCases()[:2] {
+	for _, c := range compactCases()[:1] {
 		before, want := c.files(t, r, windows)
 		all = append(all, edit{
 			"compact/" + c.name, &luck{r, 64}, before, c.run,
 			func(left leftover) error { return c.checkCrash(left, want) },
 		})
 	}
-	for _, c := range reparentCases()[:3] {
+	for _, c := range reparentCases()[:1] {
 		before := c.files(r)
 		want := c.wants(t, before)
 		all = append(all, edit{

@@ -189,6 +189,27 @@ func (c *resizeCase) checkCrash(left leftover, old, grown []byte) error {
 	return nil
 }
 
+// TestResizeStops: a context that ends at any time leaves the old size or the
+// new one.
+func TestResizeStops(t *testing.T) {
+	for _, c := range resizeCases() {
+		t.Run(c.name, func(t *testing.T) {
+			r := seeded(t)
+			b, want := c.image(r, layouts()[r.IntN(len(layouts()))])
+			run := func(ctx context.Context, s *shelf) error {
+				return Resize(ctx, "a.vhd", c.to, ResizeOptions{Open: s.options(), Force: c.force})
+			}
+			stops(t, map[string][]byte{"a.vhd": b}, run, func(files map[string][]byte) error {
+				m, err := readLast(files["a.vhd"])
+				if err != nil {
+					return err
+				}
+				return checkDisk(specDisk(m), want, resized(want, c.to))
+			})
+		})
+	}
+}
+
 // TestResizeRefuses: a change that loses data, or is none, leaves the file as
 // it was.
 func TestResizeRefuses(t *testing.T) {
