@@ -15,8 +15,9 @@ type version struct {
 	data         []byte
 	begun, ended int
 	at           int // how many operations were in the journal when it began
-	// discard says that the sector may have this value, or keep another.
-	discard bool
+	// maybe says that the sector may have this value, or keep another: it was
+	// discarded, or its write failed.
+	maybe bool
 }
 
 // crashRig runs a workload on one image whose file keeps a journal, and knows
@@ -29,6 +30,9 @@ type crashRig struct {
 	parents []*memFile
 	d       *Disk
 	mutant  *mutant
+	// fault refuses operations; onError learns what came of it.
+	fault   func(op) error
+	onError func(error)
 
 	history [][]version
 	clock   int
@@ -46,7 +50,7 @@ const never = int(^uint(0) >> 1)
 // newCrashRig makes an image as one of the programs would, in a file or on a
 // device, dynamic or over a parent.
 func newCrashRig(r *rand.Rand, mut *mutant) *crashRig {
-	g := &crashRig{r: r, mutant: mut}
+	g := &crashRig{r: r, mutant: mut, onError: func(err error) { panic(err) }}
 	size := 512 * (1 + r.Int64N(60))
 	top := randomImage(r, size)
 	top.blockBytes = 512 << r.IntN(6)
@@ -88,6 +92,9 @@ func (g *crashRig) open() error {
 			synced = len(g.journal)
 		}
 		g.interrupt(o)
+		if g.fault != nil {
+			return g.fault(o)
+		}
 		return nil
 	}
 	tap.after = func(o op) {
@@ -183,7 +190,7 @@ func (g *crashRig) step() {
 // change notes that sectors get new values while call runs.
 func (g *crashRig) change(first int64, p []byte, discard bool, call func() error) {
 	g.clock++
-	v := version{begun: g.clock, ended: never, at: len(g.journal), discard: discard}
+	v := version{begun: g.clock, ended: never, at: len(g.journal), maybe: discard}
 	var index []int
 	for i := range len(p) / 512 {
 		v.data = p[i*512:][:512]
@@ -191,12 +198,15 @@ func (g *crashRig) change(first int64, p []byte, discard bool, call func() error
 		index = append(index, len(*h))
 		*h = append(*h, v)
 	}
-	if err := call(); err != nil {
-		panic(err)
+	err := call()
+	if err != nil {
+		g.onError(err)
 	}
 	g.clock++
 	for i, k := range index {
-		g.history[first+int64(i)][k].ended = g.clock
+		v := &g.history[first+int64(i)][k]
+		v.ended = g.clock
+		v.maybe = discard || err != nil
 	}
 }
 
@@ -212,7 +222,8 @@ func (g *crashRig) flush(call func() error) {
 	g.clock++
 	begun := g.clock
 	if err := call(); err != nil {
-		panic(err)
+		g.onError(err)
+		return
 	}
 	g.flushes = append(g.flushes, flushCall{begun, len(g.journal)})
 }
@@ -247,7 +258,7 @@ func (g *crashRig) allowed(sector, n int) (values [][]byte) {
 	}
 	for _, v := range g.history[sector] {
 		replaced := slices.ContainsFunc(g.history[sector], func(u version) bool {
-			return !u.discard && u.begun > v.ended && u.ended < promised
+			return !u.maybe && u.begun > v.ended && u.ended < promised
 		})
 		if v.at <= n && !replaced {
 			values = append(values, v.data)

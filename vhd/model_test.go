@@ -61,6 +61,9 @@ func (m *chainModel) open(readOnly bool) {
 	if err != nil {
 		m.t.Fatalf("open: %v", err)
 	}
+	if m.r.IntN(2) == 0 {
+		d.bitmaps.shardBytes = 1024 // two bitmaps at most
+	}
 	m.d = d
 }
 
