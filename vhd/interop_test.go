@@ -142,7 +142,7 @@ func (p *picture) judgeQEMU(path string) {
 
 func (p *picture) judge7zz(path string) {
 	p.t.Helper()
-	p.judge("7zz", tool(p.t, "7zz", "e", "-so", path))
+	p.judge("7zz", tool(p.t, "7zz", "e", "-tVHD", "-so", path))
 }
 
 // judgeLibvhdi mounts the image: libvhdi's tools have no other way to show
