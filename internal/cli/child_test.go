@@ -51,6 +51,9 @@ func child(role string) int {
 	case "stopped", "stuck work":
 		return worksUntilSignal(role)
 	}
+	if strings.HasPrefix(role, "image ") {
+		return Main(strings.Fields(role), "")
+	}
 	return served(r)
 }
 

@@ -18,6 +18,7 @@ type imageCmd struct {
 	Check    imageCheckCmd    `cmd:"" help:"Look for what is wrong with a VHD."`
 	Repair   imageRepairCmd   `cmd:"" help:"Mend what is wrong with a VHD."`
 	Snapshot imageSnapshotCmd `cmd:"" help:"Make a child that keeps its parent as it is."`
+	Coalesce imageCoalesceCmd `cmd:"" help:"Write what a child has into its parent."`
 	Resize   imageResizeCmd   `cmd:"" help:"Change the size of the disk that a VHD holds."`
 	Convert  imageConvertCmd  `cmd:"" help:"Copy a disk into a new raw image or VHD."`
 	Compare  imageCompareCmd  `cmd:"" help:"Compare the disks that two images hold."`

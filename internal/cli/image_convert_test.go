@@ -58,7 +58,7 @@ func TestConvertStopped(t *testing.T) {
 		r.stopAtOnce()
 		makeFile(t, "in.raw", 1<<20)
 		r.run(t, 130, "convert in.raw "+dst)
-		if want := "xen-disk: stopped by interrupt\n  " + dst + " was removed again\n"; r.err.String() != want || r.out.String() != "" {
+		if want := "xen-disk: stopped by SIGINT\n  " + dst + " was removed again\n"; r.err.String() != want || r.out.String() != "" {
 			t.Errorf("it says %q%q, want %q", &r.out, &r.err, want)
 		}
 		if exists(dst) || !exists("in.raw") {

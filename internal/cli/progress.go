@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -84,7 +83,7 @@ func newBar(bars *mpb.Progress, name string, unit unit) *mpb.Bar {
 // stoppedError says that a person wanted no more.
 type stoppedError struct{ signal unix.Signal }
 
-func (e *stoppedError) Error() string { return fmt.Sprintf("stopped by %v", e.signal) }
+func (e *stoppedError) Error() string { return "stopped by " + unix.SignalName(e.signal) }
 
 // code is the exit code by which shells tell what a process died of.
 func (e *stoppedError) code() int { return exitSignal + int(e.signal) }

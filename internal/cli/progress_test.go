@@ -130,7 +130,7 @@ func TestStopped(t *testing.T) {
 				if state.Sys().(syscall.WaitStatus).Signal() != sig || out != "" {
 					t.Errorf("%s: %v\n%s%s", role, state, out, errs)
 				}
-				if want := fmt.Sprintf("xen-disk: stopped by %v\n  out.raw was removed again\n", sig); role == "stopped" && !strings.HasSuffix(errs, want) {
+				if want := fmt.Sprintf("xen-disk: stopped by %s\n  out.raw was removed again\n", unix.SignalName(sig)); role == "stopped" && !strings.HasSuffix(errs, want) {
 					t.Errorf("it says %q, want %q", errs, want)
 				}
 			}
