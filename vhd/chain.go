@@ -85,6 +85,17 @@ func extendChain(chain []*image, o *Options) ([]*image, error) {
 	return chain, nil
 }
 
+// noteParent records why a chain ends before its base. A raw parent that is not
+// permitted says nothing against the image.
+func noteParent(chain []*image, err error) {
+	last := chain[len(chain)-1]
+	if errors.Is(err, ErrRawParent) {
+		last.note("raw-parent", Note, -1, "parent is a raw disk, and was not looked at")
+		return
+	}
+	last.note("parent", Unreadable, -1, "%v", err)
+}
+
 // closeChain closes the files of a chain.
 func closeChain(chain []*image) error {
 	var errs []error

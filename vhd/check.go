@@ -33,15 +33,14 @@ func Check(ctx context.Context, path string, o CheckOptions) (_ *Report, err err
 	defer func() { err = errors.Join(err, closeChain(chain)) }()
 	var bad *ImageError
 	if errors.As(err, &bad) && errors.Is(err, ErrCorrupt) {
-		return &Report{Problems: []Problem{bad.Problem}}, nil
+		return &Report{Images: []ImageReport{}, Problems: []Problem{bad.Problem}}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("check %s: %w", path, err)
 	}
 	chain, err = extendChain(chain, &o.Open)
 	if err != nil {
-		last := chain[len(chain)-1]
-		last.note(codeParent, Unreadable, -1, "%v", err)
+		noteParent(chain, err)
 	}
 	c := checker{ctx: ctx, progress: o.Progress}
 	for _, m := range chain {
@@ -55,6 +54,7 @@ func Check(ctx context.Context, path string, o CheckOptions) (_ *Report, err err
 			checkTimes(chain[i-1], m)
 		}
 	}
+	c.report.Problems = []Problem{}
 	for _, m := range chain {
 		c.report.Problems = append(c.report.Problems, m.problems...)
 	}
@@ -220,7 +220,8 @@ func (m *image) noteOddities(now time.Time) {
 	if f.Created().After(now.Add(24 * time.Hour)) {
 		m.note("timestamp", Note, at+24, "image was made on %s, which is still to come", f.Created().Format(time.DateOnly))
 	}
-	if g := f.Geometry; int64(g.Cylinders)*int64(g.Heads)*int64(g.Sectors)*SectorBytes > m.sizeBytes {
+	// Programs write the largest geometry to say that it means nothing.
+	if g := f.Geometry; g != (Geometry{65535, 16, 255}) && int64(g.Cylinders)*int64(g.Heads)*int64(g.Sectors)*SectorBytes > m.sizeBytes {
 		m.note("geometry", Note, at+56, "geometry %d/%d/%d is more than the size of %d bytes",
 			g.Cylinders, g.Heads, g.Sectors, m.sizeBytes)
 	}

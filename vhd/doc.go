@@ -23,14 +23,29 @@
 //	fixed:        | data (current size) | footer 512 |
 //
 //	dynamic and   | footer copy 512 | header 1024 | parent locators | BAT |
-//	differencing: | { gap | block bitmap | block data } ... | slack | footer 512 |
+//	differencing: | batmap | { gap | block bitmap | block data } ... | slack |
+//	              | footer 512 |
 //
 //	BAT:          one u32 a block: the sector of its bitmap, or 0xFFFFFFFF
 //	block bitmap: one bit a sector, most significant first; 1: it is here,
 //	              0: it is in the parent, or zeros where there is none
+//	batmap:       of blktap's images: one bit a block; 1: all its sectors are
+//	              here, 0: look at its bitmap
 //
-// The footer at the end is the one that counts; the copy is its mirror. All
-// else may lie anywhere between.
+// All but the first and the last may lie anywhere between them.
+//
+// # What is believed
+//
+// The footer at the end is the one that counts. Its copy at the beginning is
+// believed where that is missing or bad, if a good header bears it out, and
+// never for a fixed image. Lengths, offsets and BAT entries are held against
+// the length of the file. What is wrong with them is a [Problem] with a
+// [Severity], or an [ImageError] where there is nothing to go on. An image
+// with Damage opens for reading; to be written it needs [Repair], but for
+// missing footers, which opening it for writing brings back.
+//
+// A parent is what has the UUID that the child names. It is looked for where
+// the locators say, in their order, and then by name.
 package vhd
 
 // SectorBytes is the unit of the format, whatever the device below has.

@@ -59,7 +59,7 @@ func Inspect(path string, o Options) (info *Info, err error) {
 	case err == nil:
 		chain, err = extendChain(chain, &o)
 		if err != nil {
-			chain[0].note(codeParent, Unreadable, -1, "%v", err)
+			noteParent(chain, err)
 		}
 	case errors.As(err, &bad) && m.footer.Type != 0:
 		m.problems = append(m.problems, bad.Problem)
@@ -72,9 +72,6 @@ func Inspect(path string, o Options) (info *Info, err error) {
 	}
 	return info, nil
 }
-
-// codeParent is a parent that is not there, or is not one.
-const codeParent = "parent"
 
 func (m *image) info() *Info {
 	f := &m.footer

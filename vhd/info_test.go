@@ -112,7 +112,7 @@ func TestInspectDamaged(t *testing.T) {
 			func(i *Info) bool { return i.SizeBytes == 1<<30 && i.FileBytes == 1<<20+512 }},
 		{"no parent", aChild(0xC1, 0xAA, locW2ru("p")).bytes(), []string{"parent"},
 			func(i *Info) bool { return i.ParentUUID[0] == 0xAA && i.Parents == nil }},
-		{"raw parent", aChild(0xC1, 0, locW2ru("p")).bytes(), []string{"parent"},
+		{"raw parent", aChild(0xC1, 0, locW2ru("p")).bytes(), []string{"raw-parent"},
 			func(i *Info) bool { return *i.ParentUUID == UUID{} }},
 		{"entry", withEntry(h, 9, 0), []string{"bat-in-metadata"},
 			func(i *Info) bool { return i.AllocatedBlocks == 3 && i.Blocks == 16 }},

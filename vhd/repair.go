@@ -23,8 +23,9 @@ type RepairOptions struct {
 // Repair mends an image that is not in use, and checks it again: the Report
 // has what is left. It brings back missing footers, drops BAT entries that
 // point nowhere, cuts unused space off the end and writes blktap's batmap
-// again. Without Force the disk reads as it did before. After a crash at any
-// point the image is no worse than before, and Repair can be called again.
+// again. Without Force the disk reads as it did before, unless a batmap called
+// blocks complete that are not. After a crash at any point the image is no
+// worse than before, and Repair can be called again.
 //
 // Not to be mended is a header that is damaged, as it has no copy; nor a resize
 // by blktap that was interrupted, which only its journal can undo. Errors are
@@ -74,7 +75,7 @@ func (r *repair) run(path string, file File) error {
 		return err
 	}
 	r.report.Images = after.report.Images
-	r.report.Problems = again.problems
+	r.report.Problems = append([]Problem{}, again.problems...)
 	for _, p := range found {
 		same := func(left Problem) bool { return left.Code == p.Code }
 		if !slices.ContainsFunc(again.problems, same) {
