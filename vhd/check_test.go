@@ -13,7 +13,16 @@ import (
 	"time"
 )
 
-func TestCheck(t *testing.T) {
+// checkCase is an image, and what Check says of it.
+type checkCase struct {
+	name    string
+	image   []byte
+	codes   []string
+	verdict string
+	report  ImageReport // but for the path
+}
+
+func checkCases() []checkCase {
 	h := aDynamic()
 	good := h.bytes()
 	n := len(good)
@@ -28,13 +37,7 @@ func TestCheck(t *testing.T) {
 		b[odd.blockAt(0)+15] = 1
 	})
 	inFooter := func(at int, v byte) []byte { return withFooter(h, func(f []byte) { f[at] = v }) }
-	cases := []struct {
-		name    string
-		image   []byte
-		codes   []string
-		verdict string
-		report  ImageReport // but for the path
-	}{
+	return []checkCase{
 		{"sound", good, nil, "clean", ImageReport{Blocks: 16, Allocated: 3, Complete: 3}},
 		{"fixed", aFixed().bytes(), nil, "clean", ImageReport{}},
 		{"blktap's", hasBatmap().bytes(), nil, "clean", ImageReport{Blocks: 5, Allocated: 2, Complete: 2}},
@@ -66,7 +69,10 @@ func TestCheck(t *testing.T) {
 			ImageReport{Blocks: 16, Allocated: 4, Complete: 4}},
 		{"no footer", good[:n-512], []string{"footer-missing"}, "corrupt", ImageReport{Blocks: 16, Allocated: 3, Complete: 3}},
 	}
-	for _, c := range cases {
+}
+
+func TestCheck(t *testing.T) {
+	for _, c := range checkCases() {
 		t.Run(c.name, func(t *testing.T) {
 			r, err := checkIn(c.image)
 			if err != nil {
