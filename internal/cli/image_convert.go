@@ -56,16 +56,16 @@ func (c *imageConvertCmd) Run(env *environment, image *imageCmd) error {
 			Hint: "add zeros: truncate -s %512 " + c.Src, Code: exitFailed,
 		}
 	}
-	dst, made, err := c.make(to, info.SizeBytes)
-	if err != nil {
-		return err
-	}
 	var stats disk.CopyStats
+	made := false
 	err = env.work("Converting", inBytes, func(ctx context.Context, show progress) (err error) {
+		var dst disk.Disk
+		if dst, made, err = c.make(to, info.SizeBytes); err != nil {
+			return err
+		}
 		stats, err = disk.Copy(ctx, dst, src, disk.CopyOptions{DstZero: made, Progress: show})
-		return err
+		return errors.Join(err, dst.Close())
 	})
-	err = errors.Join(err, dst.Close())
 	if err != nil {
 		return c.explain(made, err)
 	}
@@ -75,7 +75,8 @@ func (c *imageConvertCmd) Run(env *environment, image *imageCmd) error {
 	})
 }
 
-// make makes and opens the destination; made is false when it was there.
+// make makes and opens the destination. It is not made when there is an error,
+// which is explained, and when it was there.
 func (c *imageConvertCmd) make(to imageFormat, sizeBytes int64) (dst disk.Disk, made bool, err error) {
 	if isBlockDevice(c.Dst) {
 		dst, err = c.device(to, sizeBytes)
@@ -89,9 +90,9 @@ func (c *imageConvertCmd) make(to imageFormat, sizeBytes int64) (dst disk.Disk, 
 		}
 	}
 	if err != nil {
-		err = explainImage("make", c.Dst, err)
+		return nil, false, explainImage("make", c.Dst, err)
 	}
-	return dst, true, err
+	return dst, true, nil
 }
 
 // device opens a block device as the destination.
@@ -122,15 +123,19 @@ func isBlockDevice(path string) bool {
 
 // explain cleans up after a conversion that failed, and says what is left.
 func (c *imageConvertCmd) explain(made bool, err error) error {
-	left := c.Dst + " holds a part of the copy"
+	var explained *userError
+	if errors.As(err, &explained) {
+		return err
+	}
+	verb, left := "write", c.Dst+" holds a part of the copy"
 	if made {
-		left = c.Dst + " was removed again"
+		verb, left = "make", c.Dst+" was removed again"
 		if failed := os.Remove(c.Dst); failed != nil {
 			left = c.Dst + " is not whole and could not be removed"
 			err = errors.Join(err, failed)
 		}
 	}
-	return explainWork("convert", c.Src, left, err)
+	return explainWork(verb, c.Dst, left, err)
 }
 
 // imageConverted says what was copied.

@@ -112,6 +112,29 @@ func TestConvertToDevice(t *testing.T) {
 	}
 }
 
+// TestConvertFull: where there is no space, nothing half made stays.
+func TestConvertFull(t *testing.T) {
+	r := newImageRig(t)
+	writeAt(t, "disk.raw", 0, strings.Repeat("full", 1<<20))
+	if err := os.Mkdir("small", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", "small", "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err) // takes root, as loop devices do
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount("small", 0); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, dst := range []string{"small/out.raw", "small/out.vhd"} {
+		r.run(t, exitFailed, "convert disk.raw "+dst)
+		if exists(dst) || !strings.Contains(r.err.String(), "no space left on device\n  hint: make space") {
+			t.Errorf("%s is there: %v; it says: %s", dst, exists(dst), &r.err)
+		}
+	}
+}
+
 // loopDevice puts a block device over a file; it takes root and losetup, which
 // make deps installs.
 func loopDevice(t *testing.T, path string) string {

@@ -43,7 +43,7 @@ func explainImage(verb, path string, err error) error {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
 		u.Hint = "check its owner and mode, and those of its directory"
 	case errors.Is(err, unix.ENOSPC):
-		u.Hint = "make space on its file system, and try again"
+		u.Why, u.Hint = unix.ENOSPC.Error(), "make space on its file system, and try again"
 	case errors.Is(err, disk.ErrDirectory), errors.Is(err, disk.ErrNotRegular), errors.Is(err, vhd.ErrNotRegular):
 		u.Why, u.Code, u.Hint = "it is neither a file nor a block device", exitUsage, "name an image file or a block device"
 	default:
@@ -85,7 +85,7 @@ func explainFormat(u *userError, path string, err error) {
 	case errors.Is(err, vhd.ErrDataLoss):
 		u.Hint = "if they are of no use: --force"
 	case errors.Is(err, vhd.ErrParentShows):
-		u.Hint = "make a larger one: xen-disk image convert " + path + " NEW.vhd"
+		u.Hint = "make one without parents first: xen-disk image convert " + path + " NEW.vhd"
 	case errors.Is(err, vhd.ErrRange):
 		u.Code = exitUsage
 	case errors.Is(err, vhd.ErrRawParent):

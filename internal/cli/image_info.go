@@ -122,5 +122,5 @@ func problemText(p vhd.Problem, path string) string {
 	if p.Path != path && p.Path != "" {
 		where += " of " + p.Path
 	}
-	return fmt.Sprintf("%s: %s%s (%s)", p.Severity, p.Text, where, p.Code)
+	return fmt.Sprintf("%s: %s%s (%s)", p.Severity, oneLine(p.Text), where, p.Code)
 }

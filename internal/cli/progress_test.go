@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"syscall"
@@ -60,6 +61,11 @@ func TestProgress(t *testing.T) {
 	}
 	show(1<<30, 1<<30)
 	end()
+	terminal.Close() // so that what is to be read has an end
+	rest, _ := io.ReadAll(screen)
+	if !strings.HasSuffix(string(rest), "\x1b[1A\x1b[J") {
+		t.Errorf("the bar stays: %q", rest)
+	}
 	line, _, _ := strings.Cut(seen.String()[strings.Index(seen.String(), "Converting"):], "\r\n")
 	if !strings.Contains(seen.String(), "iB/s") || !strings.Contains(seen.String(), "[###") {
 		t.Errorf("no bar and rate in %q", &seen)
