@@ -18,7 +18,7 @@ type connectCmd struct {
 	ReadOnly bool    `help:"Refuse the guest's writes; others may read the image too."`
 
 	RawParent  bool     `help:"vhd: accept a parent that is a raw disk, where the child asks for one."`
-	ParentDir  []string `help:"vhd: also look for parents by name in DIR; may be repeated." placeholder:"DIR" sep:"none"`
+	SearchPath []string `help:"vhd: also look for parents by name in DIR; may be repeated." placeholder:"DIR" sep:"none"`
 	MapParents bool     `help:"vhd: read the files that nobody writes through mmap."`
 }
 
@@ -82,7 +82,7 @@ func (c *connectCmd) Run(env *environment) error {
 	}
 	spec.Domid = dom.ID
 	options := disk.Options{
-		ReadOnly: c.ReadOnly, RawParent: c.RawParent, SearchPath: c.ParentDir, MapParents: c.MapParents,
+		ReadOnly: c.ReadOnly, RawParent: c.RawParent, SearchPath: c.SearchPath, MapParents: c.MapParents,
 	}
 	if spec.Disk, err = disk.Open(path, format, options); err != nil {
 		if format == disk.VHD {
