@@ -75,19 +75,27 @@ func (m *image) checkEntry(block int64, e uint32, parts []extent, found *listing
 	if at < m.metaEnd {
 		for _, p := range parts {
 			if p.overlaps(extent{at, end}) {
-				found.add(codeBATMetadata, Damage, m.entryAt(block), "block %d at %d lies over metadata at %d", block, at, p.start)
+				if found.more(codeBATMetadata, Damage) {
+					m.note(codeBATMetadata, Damage, m.entryAt(block), "block %d at %d lies over metadata at %d", block, at, p.start)
+				}
 				return false
 			}
 		}
 	}
 	switch {
 	case m.dataAt(e) > m.limit():
-		found.add(codeBATBeyond, Damage, m.entryAt(block), "block %d at %d lies past the end at %d", block, at, m.limit())
+		if found.more(codeBATBeyond, Damage) {
+			m.note(codeBATBeyond, Damage, m.entryAt(block), "block %d at %d lies past the end at %d", block, at, m.limit())
+		}
 		return false
 	case end > m.fileBytes:
-		found.add(codeBATCut, Damage, m.entryAt(block), "block %d ends at %d, the file at %d", block, end, m.fileBytes)
+		if found.more(codeBATCut, Damage) {
+			m.note(codeBATCut, Damage, m.entryAt(block), "block %d ends at %d, the file at %d", block, end, m.fileBytes)
+		}
 	case m.footerAt >= 0 && end > m.footerAt:
-		found.add(codeBATFooter, Damage, m.entryAt(block), "block %d ends at %d, over the footer at %d", block, end, m.footerAt)
+		if found.more(codeBATFooter, Damage) {
+			m.note(codeBATFooter, Damage, m.entryAt(block), "block %d ends at %d, over the footer at %d", block, end, m.footerAt)
+		}
 	}
 	m.dataEnd = max(m.dataEnd, end)
 	return true
@@ -104,8 +112,10 @@ func (m *image) findOverlaps(found *listing) {
 		a, b := int64(order[i-1]), int64(order[i])
 		at, next := int64(m.bat[a].Load()), int64(m.bat[b].Load())
 		if next-at < stride {
-			found.add(codeBATOverlap, Damage, m.entryAt(b), "blocks %d at %d and %d at %d overlap",
-				a, at*SectorBytes, b, next*SectorBytes)
+			if found.more(codeBATOverlap, Damage) {
+				m.note(codeBATOverlap, Damage, m.entryAt(b), "blocks %d at %d and %d at %d overlap",
+					a, at*SectorBytes, b, next*SectorBytes)
+			}
 		}
 	}
 }
@@ -161,7 +171,7 @@ func (m *image) inFileOrder() []uint32 {
 	return from
 }
 
-// listing records problems of the kinds that an image can have millions of.
+// listing counts problems of the kinds that an image can have millions of.
 type listing struct {
 	image *image
 	kinds []kindCount
@@ -173,7 +183,8 @@ type kindCount struct {
 	count    int
 }
 
-func (l *listing) add(code string, s Severity, off int64, format string, args ...any) {
+// more counts a problem, and says whether it is to be noted.
+func (l *listing) more(code string, s Severity) bool {
 	k := 0
 	for k < len(l.kinds) && l.kinds[k].code != code {
 		k++
@@ -181,9 +192,8 @@ func (l *listing) add(code string, s Severity, off int64, format string, args ..
 	if k == len(l.kinds) {
 		l.kinds = append(l.kinds, kindCount{code: code, severity: s})
 	}
-	if l.kinds[k].count++; l.kinds[k].count <= maxListed {
-		l.image.note(code, s, off, format, args...)
-	}
+	l.kinds[k].count++
+	return l.kinds[k].count <= maxListed
 }
 
 // finish says how many were not listed.

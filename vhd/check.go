@@ -69,6 +69,8 @@ type checker struct {
 	report      Report
 }
 
+const codeBitmap = "bitmap-unreadable"
+
 // checkEvery is how many blocks are looked at before ctx and progress are.
 const checkEvery = 1024
 
@@ -111,18 +113,22 @@ func (c *checker) bitmaps(m *image, order []uint32, r *ImageReport) ([]bool, err
 		i := int64(block)
 		at := int64(m.bat[i].Load()) * SectorBytes
 		if err := m.readInto(buf, at); err != nil {
-			found.add("bitmap-unreadable", Damage, at, "bitmap of block %d: %v", i, err)
+			if found.more(codeBitmap, Damage) {
+				m.note(codeBitmap, Damage, at, "bitmap of block %d: %v", i, err)
+			}
 			continue
 		}
 		here := m.blockSectorsOf(i)
 		complete[i] = onesIn(buf, 0, here) == here
 		if complete[i] {
 			r.Complete++
-		} else if m.batmapHas(i) {
-			found.add(codeBatmapWrong, Damage, at, "batmap has block %d, and its bitmap lacks sectors", i)
+		} else if m.batmapHas(i) && found.more(codeBatmapWrong, Damage) {
+			m.note(codeBatmapWrong, Damage, at, "batmap has block %d, and its bitmap lacks sectors", i)
 		}
-		if past := onesIn(buf, here, m.header.blockSectors()); past != 0 && past != m.header.blockSectors()-here {
-			found.add("bitmap-past-end", Note, at, "bitmap of block %d has %d sectors past the end of the disk", i, past)
+		// Programs that fill the bitmap fill all of it.
+		past, room := onesIn(buf, here, m.header.blockSectors()), m.header.blockSectors()-here
+		if past != 0 && past != room {
+			m.note("bitmap-past-end", Note, at, "bitmap of block %d has %d sectors past the end of the disk", i, past)
 		}
 	}
 	found.finish()

@@ -1,6 +1,9 @@
 package vhd
 
-import "slices"
+import (
+	"slices"
+	"testing"
+)
 
 func headerFixtures() []fixture {
 	good := aDynamic().bytes()
@@ -47,7 +50,9 @@ func headerFixtures() []fixture {
 		bad("m37 cut in the BAT", append(slices.Clone(good[:1536+32]), make([]byte, 3)...), "footer-missing"),
 		bad("m37 cut in the BAT, with a footer", slices.Concat(good[:1536], good[:512]), "bat-offset"),
 		{name: "m22 BAT in a hole of 2 EiB", with: withThin(1<<61, hollow(1<<45, 512, 1<<32-1)), ro: "block-count", rw: "block-count"},
-		{name: "m22 the largest BAT, in a hole", with: withThin(1<<61, hollow(1<<45, 2<<20, 1<<32-1)),
+		{name: "m22 one entry more than may be, in a hole", with: withThin(1<<61, hollow(1<<45+512, 2<<20, 1<<32-1)),
+			ro: "block-count", rw: "block-count"},
+		{name: "m22 BAT of 2 TiB in a hole", with: withThin(1<<61, hollow(1<<41, 2<<20, 1<<32-1)),
 			rw: "bat-in-metadata", problems: []string{"bat-in-metadata", "footer-missing"}},
 	}
 }
@@ -61,6 +66,17 @@ func hollow(sizeBytes uint64, block, entries uint32) map[int64][]byte {
 	put64(b, 512+16, 4096)
 	resum(b[512:], 36)
 	return map[int64][]byte{0: b}
+}
+
+// BenchmarkLargestBAT: as many entries as there may be, all of them wrong.
+func BenchmarkLargestBAT(b *testing.B) {
+	f := newThinFile(1<<61, hollow(1<<45, 2<<20, 1<<32-1))
+	b.ReportAllocs()
+	for b.Loop() {
+		if m, err := readImage("x.vhd", f); err != nil || m.blocks() != maxBlocks || m.writable() == nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 func blockSizeFixtures() []fixture {

@@ -72,7 +72,7 @@ func TestRandomLies(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	r := rand.New(rand.NewPCG(seed, 0))
 	bases := []handmade{aDynamic(), hasBatmap(), aFixed(), aChild(0xC1, 0xD1, locW2ru(`.\p.vhd`))}
-	for i := range 300 {
+	for i := range 100 {
 		h := bases[r.IntN(len(bases))]
 		b := h.bytes()
 		for range 1 + r.IntN(6) {

@@ -72,11 +72,12 @@ func repairCases() []repairCase {
 
 func batmapRepairs() []repairCase {
 	h := hasBatmap()
+	h.size, h.blocks = 4<<20, []int{1}
 	none := h
 	none.batmap = false
 	partial := h
 	partial.bitmap = 0xF0
-	empty := handmade{kind: 3, size: 10 << 20, block: 2 << 20, uuid: 0xB1, creator: "tap\x00", version: 0x00010003}
+	empty := handmade{kind: 3, size: 4 << 20, block: 2 << 20, uuid: 0xB1, creator: "tap\x00", version: 0x00010003}
 	sum := edited(h, func(b []byte) { put32(b, h.batmapAt()+24, 1) })
 	stale := edited(h, func(b []byte) {
 		b[h.batmapAt()+512] = 0xF0
