@@ -104,8 +104,10 @@ func newConn(nc net.Conn, e *export, b *buffers, report func(error)) *conn {
 // why there are no more; io.EOF is what it should be.
 func (c *conn) transmit(s session) error {
 	c.session = s
+	c.mu.Lock() // the first tick may come before AfterFunc returns
 	c.ticker = time.AfterFunc(stallTime, c.tick)
 	c.ticking = true
+	c.mu.Unlock()
 	var running sync.WaitGroup
 	for range workers {
 		running.Add(1)

@@ -64,15 +64,6 @@ func eventually(tb testing.TB, what string, ok func() bool) {
 	}
 }
 
-func await(tb testing.TB, what string, c <-chan struct{}) {
-	tb.Helper()
-	select {
-	case <-c:
-	case <-time.After(patience):
-		tb.Fatalf("waited %v for %s", patience, what)
-	}
-}
-
 // random is seeded anew each time and says with what.
 func random(tb testing.TB) *rand.Rand {
 	seed := uint64(time.Now().UnixNano())

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -14,6 +15,9 @@ import (
 )
 
 func fill(r *rand.Rand, b []byte) {
+	for ; len(b) >= 8; b = b[8:] {
+		binary.NativeEndian.PutUint64(b, r.Uint64())
+	}
 	for i := range b {
 		b[i] = byte(r.Uint32())
 	}
