@@ -51,7 +51,7 @@ func child(role string) int {
 	case "stopped", "stuck work":
 		return worksUntilSignal(role)
 	}
-	if strings.HasPrefix(role, "image ") {
+	if strings.HasPrefix(role, "image ") || strings.HasPrefix(role, "export ") {
 		return Main(strings.Fields(role), "")
 	}
 	return served(r)

@@ -26,6 +26,7 @@ const release = "0.1.0"
 type commands struct {
 	Connect connectCmd `cmd:"" help:"Attach a disk to a running virtual machine and serve it."`
 	Image   imageCmd   `cmd:"" help:"Make, look at, check and mend VHD images."`
+	Export  exportCmd  `cmd:"" help:"Serve an image to NBD clients on a unix socket."`
 
 	Verbose bool             `short:"v" help:"Log every step to standard error."`
 	Version kong.VersionFlag `help:"Print the version and exit."`

@@ -85,10 +85,7 @@ func (c *connectCmd) Run(env *environment) error {
 		ReadOnly: c.ReadOnly, RawParent: c.RawParent, SearchPath: c.SearchPath, MapParents: c.MapParents,
 	}
 	if spec.Disk, err = disk.Open(path, format, options); err != nil {
-		if format == disk.VHD {
-			return explainImage("open", path, err)
-		}
-		return explainDisk(path, err)
+		return explainOpen(path, format, err)
 	}
 	return s.serve(spec, dom)
 }

@@ -171,8 +171,11 @@ func explainDomain(vm string, err error) error {
 	return &userError{What: "cannot ask xenstore for the virtual machines", Why: cause(err), Code: exitFailed}
 }
 
-// explainDisk explains why an image cannot be opened.
-func explainDisk(path string, err error) error {
+// explainOpen explains why an image cannot be opened.
+func explainOpen(path string, f disk.Format, err error) error {
+	if f == disk.VHD {
+		return explainImage("open", path, err)
+	}
 	u := &userError{What: fmt.Sprintf("cannot open %s", path), Why: cause(err), Code: exitFailed}
 	var used *disk.InUseError
 	switch {

@@ -193,7 +193,7 @@ func TestHolders(t *testing.T) {
 		{disk.InUseError{}, "does not name", "detach"},
 	} {
 		var u *userError
-		err := explainDisk("x", &c.e)
+		err := explainOpen("x", disk.Raw, &c.e)
 		if !errors.As(err, &u) || !strings.Contains(u.Why, c.why) || !strings.Contains(u.Hint, c.hint) || u.Code != exitBusy {
 			t.Errorf("%v: %+v", &c.e, u)
 		}
