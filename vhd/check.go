@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -71,8 +72,13 @@ type checker struct {
 
 const codeBitmap = "bitmap-unreadable"
 
-// checkEvery is how many blocks are looked at before ctx and progress are.
-const checkEvery = 1024
+// Bitmaps are a read each, at a distance: as many are read at once as make a
+// drive of flash fast, and a batch is between two looks at ctx.
+const (
+	checkReaders = 8
+	readerBlocks = 1024
+	checkBatch   = checkReaders * readerBlocks
+)
 
 // expect adds the blocks of an image to those that progress counts.
 func (c *checker) expect(m *image) {
@@ -102,38 +108,77 @@ func (c *checker) check(m *image) (complete []bool, err error) {
 // bitmaps reads the bitmap of each block, in the order of the file.
 func (c *checker) bitmaps(m *image, order []uint32, r *ImageReport) ([]bool, error) {
 	complete := make([]bool, m.blocks())
-	buf := make([]byte, m.header.bitmapBytes())
+	looks := make([]bitmapLook, min(len(order), checkBatch))
 	found := listing{image: m}
-	for n, block := range order {
-		if n%checkEvery == 0 {
-			if err := c.step(n); err != nil {
-				return nil, err
+	for n := 0; n < len(order); n += checkBatch {
+		if err := c.step(n); err != nil {
+			return nil, err
+		}
+		batch := order[n:min(len(order), n+checkBatch)]
+		m.lookAt(batch, looks)
+		for k, block := range batch {
+			l, i := &looks[k], int64(block)
+			at := int64(m.bat[i].Load()) * SectorBytes
+			switch {
+			case l.err != nil:
+				if found.more(codeBitmap, Damage) {
+					m.note(codeBitmap, Damage, at, "bitmap of block %d: %v", i, l.err)
+				}
+			case l.complete:
+				complete[i] = true
+				r.Complete++
+			case m.batmapHas(i):
+				if found.more(codeBatmapWrong, Damage) {
+					m.note(codeBatmapWrong, Damage, at, "batmap has block %d, and its bitmap lacks sectors", i)
+				}
 			}
-		}
-		i := int64(block)
-		at := int64(m.bat[i].Load()) * SectorBytes
-		if err := m.readInto(buf, at); err != nil {
-			if found.more(codeBitmap, Damage) {
-				m.note(codeBitmap, Damage, at, "bitmap of block %d: %v", i, err)
+			if l.past != 0 {
+				m.note("bitmap-past-end", Note, at, "bitmap of block %d has %d sectors past the end of the disk", i, l.past)
 			}
-			continue
-		}
-		here := m.blockSectorsOf(i)
-		complete[i] = onesIn(buf, 0, here) == here
-		if complete[i] {
-			r.Complete++
-		} else if m.batmapHas(i) && found.more(codeBatmapWrong, Damage) {
-			m.note(codeBatmapWrong, Damage, at, "batmap has block %d, and its bitmap lacks sectors", i)
-		}
-		// Programs that fill the bitmap fill all of it.
-		past, room := onesIn(buf, here, m.header.blockSectors()), m.header.blockSectors()-here
-		if past != 0 && past != room {
-			m.note("bitmap-past-end", Note, at, "bitmap of block %d has %d sectors past the end of the disk", i, past)
 		}
 	}
 	found.finish()
 	c.done += int64(len(order))
 	return complete, c.step(0)
+}
+
+// bitmapLook is what a bitmap says.
+type bitmapLook struct {
+	complete bool
+	// past is how many of the bits past the disk's end are set, 0 for all:
+	// programs that fill a bitmap fill all of it.
+	past int64
+	err  error
+}
+
+// lookAt reads the bitmaps of a batch, by several goroutines that have ended
+// when it returns.
+func (m *image) lookAt(batch []uint32, looks []bitmapLook) {
+	var readers sync.WaitGroup
+	for from := 0; from < len(batch); from += readerBlocks {
+		part := batch[from:min(len(batch), from+readerBlocks)]
+		readers.Add(1)
+		go func() {
+			defer readers.Done()
+			buf := make([]byte, m.header.bitmapBytes())
+			for k, block := range part {
+				looks[from+k] = m.look(int64(block), buf)
+			}
+		}()
+	}
+	readers.Wait()
+}
+
+func (m *image) look(block int64, buf []byte) (l bitmapLook) {
+	if l.err = m.readInto(buf, int64(m.bat[block].Load())*SectorBytes); l.err != nil {
+		return l
+	}
+	here, all := m.blockSectorsOf(block), m.header.blockSectors()
+	l.complete = onesIn(buf, 0, here) == here
+	if past := onesIn(buf, here, all); past != all-here {
+		l.past = past
+	}
+	return l
 }
 
 // step reports progress, n blocks into an image.

@@ -209,7 +209,7 @@ func shuffled(blocks int, order []int) *thinFile {
 // TestCheckMany: each block is looked at, progress is told in order, and a
 // context ends it.
 func TestCheckMany(t *testing.T) {
-	const seed, blocks = 7, 20000
+	const seed, blocks = 7, 50000
 	f := shuffled(blocks, rand.New(rand.NewPCG(seed, 0)).Perm(blocks))
 	o := Options{OpenFile: func(string, bool) (File, error) { return f, nil }}
 	last, calls := int64(-1), 0
@@ -223,7 +223,7 @@ func TestCheckMany(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := codesOf(r.Problems); !slices.Equal(got, []string{"leak"}) || r.Images[0].Allocated != blocks || last != blocks || calls < blocks/checkEvery {
+	if got := codesOf(r.Problems); !slices.Equal(got, []string{"leak"}) || r.Images[0].Allocated != blocks || last != blocks || calls < blocks/checkBatch {
 		t.Errorf("seed %d: got %+v, progress %d in %d calls", seed, r, last, calls)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
