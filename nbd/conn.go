@@ -14,9 +14,9 @@ const (
 	// queueDepth is how many requests may be under way: more than nbdcopy's 64,
 	// the deepest of the clients that we know.
 	queueDepth = 128
-	// workers is how many of them are inside the disk at once. A disk that
-	// never answers fewer than that many delays no others.
-	workers = 8
+	// workers is how many of them are inside the disk at once, as in QEMU's
+	// server. A disk that never answers fewer than that many delays no others.
+	workers = 16
 	// maxHeldBytes bounds the data of all of them: one request of the largest
 	// kind, or 32 of 1 MiB.
 	maxHeldBytes = maxPayloadBytes

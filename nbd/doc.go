@@ -21,7 +21,7 @@
 //
 //	socket -> receive -> [queue] -> run -> [finished] -> send -> socket
 //
-// Eight workers do all of that. One at a time reads the socket, many requests
+// Sixteen workers do all of that. One at a time reads the socket, many requests
 // at once, checks each and queues it; one at a time sends all replies that are
 // finished with one system call; any number call the disk. So a request that
 // is slow delays no other, and while the disk is quick one worker does it all

@@ -6,10 +6,10 @@ import "time"
 // cache takes 2 µs, and waking another thread for it costs more than that: one
 // worker that receives, serves and sends by itself does twice as many requests
 // of 4 KiB as workers that share them when there is one at a time, and 1.1
-// times as many when there are 32 (fio, 2 CPUs, medians). But whoever is
-// inside the disk may stay there, and the others must not wait. So one worker
-// goes alone for as long as the disk is quick, and wakes another, which wakes
-// the next,
+// times as many when there are 32 (fio on 2 busy CPUs, medians of 7). But who
+// is inside the disk may stay there, and the others must not wait. So one
+// worker goes alone for as long as the disk is quick, and wakes another, which
+// wakes the next,
 //
 //   - before a request that may take long (mayTakeLong),
 //   - for some time after one that did (slowRequests),
