@@ -37,15 +37,9 @@ type space struct {
 	fresh []uint32
 }
 
-// regionAfter is where the region of a block begins, with its bitmap, if the
-// one before it ends at used. It leaves a sector for a footer.
-func (w *writer) regionAfter(used int64) int64 {
-	bitmap, align := w.header.bitmapBytes(), int64(dataAlign)
-	if w.blockBytes() < dataAlign {
-		align = SectorBytes
-	}
-	return roundUp(used+footerBytes+bitmap, align) - bitmap
-}
+// regionAfter is where a block begins, with its bitmap, if the one before it
+// ends at used. It leaves a sector for a footer.
+func (w *writer) regionAfter(used int64) int64 { return w.place(used + footerBytes) }
 
 // openSpace finds the space of an image, and makes it zeros.
 func (w *writer) openSpace() error {
@@ -132,8 +126,8 @@ func (w *writer) grow(at int64) error {
 		if limit := w.fileBytes - footerBytes; end > limit {
 			return fmt.Errorf("the device ends at %d: %w", w.fileBytes, syscall.ENOSPC)
 		}
-		if err := w.zero(at, end-at); err != nil {
-			return err
+		if err := zeroRange(w.file, at, end-at); err != nil {
+			return fmt.Errorf("zero %d bytes at %d: %w", end-at, at, err)
 		}
 		w.ready = end
 		return nil
@@ -148,12 +142,4 @@ func (w *writer) grow(at int64) error {
 		w.chunk *= 2
 	}
 	return nil
-}
-
-// zero makes n bytes at a place of the file zeros.
-func (w *writer) zero(at, n int64) error {
-	if w.file.PunchHole(at, n) == nil {
-		return nil
-	}
-	return w.fill(at, n)
 }

@@ -83,13 +83,13 @@ func (m *bitmap) put(b []byte) {
 func newBitmap(l *layer, block int64, b []byte) *bitmap {
 	m := &bitmap{layer: l, block: block, words: make([]atomic.Uint64, l.header.bitmapBytes()/8)}
 	if b == nil {
-		m.missing = l.sectorsOf(block)
+		m.missing = l.blockSectorsOf(block)
 		return m
 	}
 	for i := range m.words {
 		m.words[i].Store(binary.BigEndian.Uint64(b[8*i:]))
 	}
-	for i, end := int64(0), l.sectorsOf(block); i < end; {
+	for i, end := int64(0), l.blockSectorsOf(block); i < end; {
 		present, n := m.run(i, end-i)
 		if !present {
 			m.missing += n

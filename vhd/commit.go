@@ -147,7 +147,7 @@ func (w *writer) writeInvisible(b *batch) error {
 	buf := make([]byte, w.header.bitmapBytes())
 	for _, block := range b.blocks {
 		at := int64(w.bat[block].Load()) * SectorBytes
-		fillBits(buf, w.sectorsOf(int64(block)))
+		fillBits(buf, w.blockSectorsOf(int64(block)))
 		if err := w.writeMeta(buf, at, "a bitmap"); err != nil {
 			return err
 		}

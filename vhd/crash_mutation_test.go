@@ -8,6 +8,7 @@ import (
 // mutant is a way to do it wrong. A nil one does it right.
 type mutant struct {
 	name  string
+	rig   func(*rand.Rand, *mutant) *crashRig // nil: newCrashRig
 	steps func() []commitStep
 	// journal changes what has been recorded.
 	journal func(journal []op, o op) []op
@@ -44,11 +45,16 @@ func TestCrashFindsMutants(t *testing.T) {
 		{name: "footer after the length", journal: lengthFirst},
 		{name: "footer cut off before it is durable", journal: cutUnsynced},
 		{name: "device not zeroed", during: spoilDevice},
+		{name: "batmap before the bitmaps", rig: newBatmapRig, during: batmapEarly},
 	}
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
 			for seed := range uint64(enough) {
-				if err := newCrashRig(rand.New(rand.NewPCG(seed, 1)), m).survives(4); err != nil {
+				rig := newCrashRig
+				if m.rig != nil {
+					rig = m.rig
+				}
+				if err := rig(rand.New(rand.NewPCG(seed, 3)), m).survives(4); err != nil {
 					t.Logf("workload %d: %v", seed, err)
 					return
 				}
@@ -122,5 +128,16 @@ func spoilDevice(g *crashRig, o op) {
 		}
 		g.journal = g.journal[:n-1]
 		copy(g.file.data[o.off:], old.data[o.off:o.off+o.n])
+	}
+}
+
+// batmapEarly writes the batmap in the middle of a commit.
+func batmapEarly(g *crashRig, o op) {
+	if w := g.d.w; o.kind == opSync && g.depth == 1 && w.changed {
+		g.depth++
+		if err := w.writeBatmap(w.full.has); err != nil {
+			panic(err)
+		}
+		g.depth--
 	}
 }

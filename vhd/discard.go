@@ -80,7 +80,7 @@ func (w *writer) writeZeroes(layers []*layer, off, n int64, mayFree bool) error 
 	for n > 0 {
 		k := w.pieceBytes(off, n)
 		if !w.unneeded(layers, off, k, nil) {
-			at, err := w.place(off)
+			at, err := w.home(off)
 			if err != nil {
 				return err
 			}
@@ -96,34 +96,35 @@ func (w *writer) writeZeroes(layers []*layer, off, n int64, mayFree bool) error 
 	return w.settle()
 }
 
-// zeroData makes a range of the file zeros: a hole, and what no hole covers is
-// written.
+// zeroData makes a range of the file zeros. What whole pages of it may be free
+// become a hole, the rest is written.
 func (w *writer) zeroData(at, n int64, mayFree bool) error {
-	head := min(n, roundUp(at, punchAlign)-at)
-	body := (n - head) / punchAlign * punchAlign
-	if !mayFree || body == 0 {
-		return w.fill(at, n)
+	head, body := n, int64(0)
+	if mayFree {
+		head = min(n, roundUp(at, punchAlign)-at)
+		body = (n - head) / punchAlign * punchAlign
 	}
-	if err := w.file.PunchHole(at+head, body); err != nil {
-		if !errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("%s: punch %d bytes at %d: %w", w.path, body, at+head, err)
-		}
-		return w.fill(at, n)
+	err := w.fill(at, head)
+	if err == nil && body > 0 {
+		err = zeroRange(w.file, at+head, body)
 	}
-	if err := w.fill(at, head); err != nil {
-		return err
+	if err == nil {
+		err = w.fill(at+head+body, n-head-body)
 	}
-	return w.fill(at+head+body, n-head-body)
+	if err != nil {
+		return fmt.Errorf("%s: zero %d bytes at %d: %w", w.path, n, at, err)
+	}
+	return nil
 }
 
 // fill writes n zeros at a place of the file.
 func (w *writer) fill(at, n int64) error {
 	for n > 0 {
-		k := min(n, zeroesBytes)
-		if _, err := w.file.WriteAt(zeroes[:k], at); err != nil {
-			return fmt.Errorf("%s: write %d bytes at %d: %w", w.path, k, at, err)
+		k, err := w.file.WriteAt(zeroes[:min(n, zeroesBytes)], at)
+		if err != nil {
+			return err
 		}
-		at, n = at+k, n-k
+		at, n = at+int64(k), n-int64(k)
 	}
 	return nil
 }

@@ -30,10 +30,11 @@ var (
 type Disk struct {
 	// mu is held shared during a call, and exclusively by who changes the
 	// chain.
-	mu     sync.RWMutex
-	closed bool
-	layers []*layer // the leaf first
-	w      *writer  // of the leaf; nil when read-only
+	mu        sync.RWMutex
+	closed    bool
+	sizeBytes int64
+	layers    []*layer // the leaf first
+	w         *writer  // of the leaf; nil when read-only
 	// bitmaps is the cache that all layers share.
 	bitmaps   *bitmaps
 	options   Options
@@ -68,7 +69,10 @@ func Open(path string, o Options) (*Disk, error) {
 // newDisk shows a chain, the leaf first. The disk owns the files when there is
 // no error.
 func newDisk(chain []*image, o Options) (*Disk, error) {
-	d := &Disk{bitmaps: newBitmaps(), options: o, stop: make(chan struct{}), wake: make(chan struct{}, 1)}
+	d := &Disk{
+		sizeBytes: chain[0].sizeBytes, bitmaps: newBitmaps(), options: o,
+		stop: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
 	for _, m := range chain {
 		d.layers = append(d.layers, newLayer(m, d.bitmaps))
 	}
@@ -114,7 +118,7 @@ func (d *Disk) commitLater(interval time.Duration) {
 }
 
 // SizeBytes is the length of the disk, a multiple of 512.
-func (d *Disk) SizeBytes() int64 { return d.leaf().sizeBytes }
+func (d *Disk) SizeBytes() int64 { return d.sizeBytes }
 
 // ReadOnly says that nothing can be written.
 func (d *Disk) ReadOnly() bool { return d.options.ReadOnly }
@@ -139,20 +143,13 @@ func (d *Disk) Paths() (all []string) {
 	return all
 }
 
-func (d *Disk) leaf() *layer {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.layers[0]
-}
-
 // check is called with mu held.
 func (d *Disk) check(n, off int64) error {
 	if d.closed {
 		return fs.ErrClosed
 	}
-	size := d.layers[0].sizeBytes
-	if off < 0 || n < 0 || off%SectorBytes != 0 || n%SectorBytes != 0 || off > size || n > size-off {
-		return fmt.Errorf("%w of %d bytes", ErrRange, size)
+	if off < 0 || n < 0 || off%SectorBytes != 0 || n%SectorBytes != 0 || off > d.sizeBytes || n > d.sizeBytes-off {
+		return fmt.Errorf("%w of %d bytes", ErrRange, d.sizeBytes)
 	}
 	return nil
 }

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// killEnv tells the test binary to be the program that is killed: image, seed
-// and the number of its first write.
+// killEnv tells the test binary to be the program that is killed: image, seed,
+// the number of its first write, and perhaps the child that it goes on in.
 const killEnv = "VHD_TEST_KILL_WRITER"
 
 // TestKillWriter is that program, and nothing when nobody asks for it.
@@ -32,6 +32,13 @@ func TestKillWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := killedWrites{seed: seed, sectors: d.SizeBytes() / 512}
+	if len(args) > 3 {
+		go func() {
+			if err := d.Snapshot(args[3]); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
 	for number := first; ; number++ {
 		off, p := w.write(number)
 		if _, err := d.WriteAt(p, off); err != nil {
@@ -77,31 +84,36 @@ func sectorNumber(b []byte) (uint64, bool) {
 	return binary.LittleEndian.Uint64(b), bytes.Equal(b[:504], b[8:])
 }
 
-// TestKill kills a writing program a hundred times. After each the image has a
-// footer at its end and no damage, what had been flushed is there, and all else
-// is something that was written.
+// TestKill kills a writing program a hundred times, some of them in a live
+// snapshot. After each the image has a footer at its end and no damage, what
+// had been flushed is there, and all else is something that was written. A
+// child that can be opened shows that, whether the program had got to it or
+// not.
 func TestKill(t *testing.T) {
 	const rounds = 100
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	dir := t.TempDir()
-	base, leaf := filepath.Join(dir, "base.vhd"), filepath.Join(dir, "leaf.vhd")
+	image := filepath.Join(dir, "base.vhd")
 	const sizeBytes = 8 << 20
-	if err := Create(base, CreateOptions{SizeBytes: sizeBytes, BlockBytes: 32 << 10}); err != nil {
+	if err := Create(image, CreateOptions{SizeBytes: sizeBytes, BlockBytes: 32 << 10}); err != nil {
 		t.Fatal(err)
 	}
 	w := killedWrites{seed: seed, sectors: sizeBytes / 512}
 	expect := make([]uint64, w.sectors) // the least that a sector may say
 	r := rand.New(rand.NewPCG(seed, 0))
-	image, next := base, uint64(1)
+	next := uint64(1)
 	for round := range rounds {
-		if round == rounds/2 {
-			if err := Snapshot(base, leaf, SnapshotOptions{}); err != nil {
-				t.Fatal(err)
-			}
-			image = leaf
+		args := fmt.Sprintf("%s %d %d", image, seed, next)
+		child := filepath.Join(dir, fmt.Sprintf("child%d.vhd", round))
+		if round%6 == 5 {
+			args += " " + child
 		}
-		flushed := killOne(t, image, seed, next, r.IntN(30))
+		flushed := killOne(t, args, r.IntN(30))
+		if d, err := Open(child, Options{ReadOnly: true}); err == nil {
+			d.Close()
+			image = child
+		}
 		last := next
 		for ; next <= flushed; next++ {
 			off, p := w.write(next)
@@ -116,10 +128,10 @@ func TestKill(t *testing.T) {
 
 // killOne starts the program, lets it flush some times and kills it. It returns
 // the number of the last write that is known to be flushed.
-func killOne(t *testing.T, image string, seed, first uint64, flushes int) (flushed uint64) {
+func killOne(t *testing.T, args string, flushes int) (flushed uint64) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestKillWriter$")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d", killEnv, image, seed, first))
+	cmd.Env = append(os.Environ(), killEnv+"="+args)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

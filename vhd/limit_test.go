@@ -101,6 +101,49 @@ func TestRequestsThatLie(t *testing.T) {
 	}
 }
 
+// TestLargestBlocks: blocks of 256 MiB have bitmaps of 64 KiB, and sectors of
+// their own all the same.
+func TestLargestBlocks(t *testing.T) {
+	dir := t.TempDir()
+	base, leaf := filepath.Join(dir, "base.vhd"), filepath.Join(dir, "leaf.vhd")
+	const block = 256 << 20
+	if err := Create(base, CreateOptions{SizeBytes: 3 * block, BlockBytes: block}); err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	wrote := map[int64][]byte{}
+	for _, path := range []string{base, leaf} {
+		d, err := Open(path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			off, p := r.Int64N(3*block/512-16)*512, noise(r, 16)
+			wrote[off] = p
+			if _, err := d.WriteAt(p, off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if path == base {
+			err = d.Snapshot(leaf)
+		}
+		if err := errors.Join(err, d.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := Open(leaf, Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for off, want := range wrote {
+		got := make([]byte, len(want))
+		if _, err := d.ReadAt(got, off); err != nil || string(got) != string(want) {
+			t.Errorf("at %d: %v", off, err)
+		}
+	}
+}
+
 // TestReadOnly: a disk opened for reading refuses all changes, and does not
 // touch its file.
 func TestReadOnly(t *testing.T) {

@@ -18,7 +18,7 @@ type layer struct {
 
 func newLayer(m *image, c *bitmaps) *layer {
 	l := &layer{image: m, full: newBitset(m.blocks()), bitmaps: c}
-	for i := range m.blocks() {
+	for i := range min(m.blocks(), 8*int64(len(m.batmap))) {
 		// A bit of a block that is not there would hide its bitmap later.
 		if m.batmapHas(i) && m.bat[i].Load() != unallocated {
 			l.full.set(i)
@@ -29,14 +29,14 @@ func newLayer(m *image, c *bitmaps) *layer {
 
 func (l *layer) fixed() bool { return l.footer.Type == TypeFixed }
 
-// sectorsOf is how many sectors of a block belong to the disk: the last block
-// may reach beyond its end.
-func (l *layer) sectorsOf(block int64) int64 {
-	return min(l.blockBytes(), l.sizeBytes-block*l.blockBytes()) / SectorBytes
-}
-
-// elsewhere is the place of bytes that an image does not have.
-const elsewhere = -1
+const (
+	// elsewhere is the place of bytes that an image does not have.
+	elsewhere = -1
+	// maxRunBlocks bounds how many blocks locate looks at for one answer, which
+	// may use no more than the first of them: a map of two layers would take
+	// the square of their blocks.
+	maxRunBlocks = 1024
+)
 
 // locate says where the bytes from off on are in the layer's file, or that
 // they are elsewhere, and how many, up to most, have their place together. The
@@ -49,12 +49,11 @@ func (l *layer) locate(off, most int64) (at, n int64, err error) {
 	block, within := off/size, off%size
 	entry := l.bat[block].Load()
 	if entry == unallocated {
-		n = size - within
-		for n < most {
+		most = min(most, maxRunBlocks*size-within)
+		for n = size - within; n < most; n += size {
 			if block++; l.bat[block].Load() != unallocated {
 				break
 			}
-			n += size
 		}
 		return elsewhere, min(n, most), nil
 	}

@@ -113,7 +113,7 @@ func (w *writer) writePiece(layers []*layer, p []byte, off int64) error {
 	if w.unneeded(layers, off, n, p) {
 		return nil
 	}
-	at, err := w.place(off)
+	at, err := w.home(off)
 	if err != nil {
 		return err
 	}
@@ -130,9 +130,9 @@ func (w *writer) unneeded(layers []*layer, off, n int64, p []byte) bool {
 		isZero(p) && unheld(layers[1:], off, n)
 }
 
-// place returns where in the file the byte at off goes, and allocates its
-// block if need be.
-func (w *writer) place(off int64) (at int64, err error) {
+// home returns where in the file the byte at off goes, and allocates its block
+// if need be.
+func (w *writer) home(off int64) (at int64, err error) {
 	if w.fixed() {
 		return off, nil
 	}
