@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
-	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
+	"time"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
 	"xen-disk/disk"
@@ -89,19 +92,34 @@ func (c *exportCmd) greeting(info disk.Info) string {
 	if info.ReadOnly {
 		access = ", read-only"
 	}
-	path := c.Socket
+	note := ""
+	if info.TailBytes != 0 {
+		note = fmt.Sprintf("Its last %d bytes are no whole sector of 512 bytes and are left out.\n", info.TailBytes)
+	}
+	return fmt.Sprintf("Serving %s: %s, %s%s.\n%sConnect to: %s\n",
+		printable(c.File), info.Format, sizeText(info.SizeBytes), access, note, socketURI(c.Socket))
+}
+
+// socketURI is how NBD clients name an export on a unix socket, from whatever
+// directory (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md).
+func socketURI(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		path = abs
 	}
-	uri := "nbd+unix:///?socket=" + (&url.URL{Path: path}).EscapedPath()
-	return fmt.Sprintf("Serving %s: %s, %s%s.\nConnect to: %s\n",
-		printable(c.File), info.Format, sizeText(info.SizeBytes), access, printable(uri))
+	query := strings.NewReplacer("%2F", "/", "+", "%20").Replace(url.QueryEscape(path))
+	return "nbd+unix:///?socket=" + query
 }
 
-// serve runs the server until a signal ends it, which is what it is for.
+// drainTime is what clients have to take the answers to what they asked before
+// the end. They get them in milliseconds, unless they have stopped reading.
+const drainTime = 5 * time.Second
+
+// serve runs the server until a signal ends it, which is what it is for. A
+// second signal ends the process at once: a disk may hang.
 func (c *exportCmd) serve(ctx context.Context, env *environment, ln net.Listener, d disk.Disk) error {
-	signal.Ignore(unix.SIGPIPE) // who reads our output may go away: see ready
-	server := nbd.New(d, nbd.Options{Report: func(err error) { env.log.Warn().Err(err).Msg("nbd") }})
+	env.ready()
+	report := &limitedLog{log: env.log}
+	server := nbd.New(d, nbd.Options{Report: func(err error) { report.error(time.Now(), err) }})
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }() // until Shutdown
 	var failed error
@@ -110,12 +128,35 @@ func (c *exportCmd) serve(ctx context.Context, env *environment, ln net.Listener
 	case failed = <-served:
 		served <- nil
 	}
-	// A second signal ends the process at once: a disk may hang.
-	err := errors.Join(failed, server.Shutdown(context.Background()), <-served)
-	if err != nil {
+	drain, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	if err := server.Shutdown(drain); err != nil {
+		report.error(time.Now(), err) // Close waits for what is inside the disk
+	}
+	if err := errors.Join(failed, <-served); err != nil {
 		return &userError{What: "cannot go on serving " + c.File, Why: cause(err), Code: exitFailed}
 	}
 	return nil
+}
+
+// limitedLog logs what goes wrong, but not as often as clients can cause it.
+type limitedLog struct {
+	log zerolog.Logger
+
+	mu    sync.Mutex
+	quota quota
+}
+
+func (l *limitedLog) error(now time.Time, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ok, left := l.quota.take(now)
+	if left > 0 {
+		l.log.Error().Int("lines", left).Msg("lines were left out")
+	}
+	if ok {
+		l.log.Error().Err(err).Msg("export")
+	}
 }
 
 // explainSocket explains why there is no socket.
@@ -123,9 +164,14 @@ func explainSocket(path string, err error) error {
 	u := &userError{What: fmt.Sprintf("cannot listen on %s", path), Why: cause(err), Code: exitFailed}
 	switch {
 	case errors.Is(err, nbd.ErrSocketInUse):
-		u.Code, u.Hint = exitBusy, "choose another --socket, or end the program that listens there"
+		u.Code, u.Why = exitBusy, nbd.ErrSocketInUse.Error()
+		u.Hint = "choose another --socket, or end the program that listens there"
 	case errors.Is(err, nbd.ErrNotSocket):
-		u.Code, u.Hint = exitUsage, "choose another --socket"
+		u.Code, u.Why, u.Hint = exitUsage, "it "+nbd.ErrNotSocket.Error(), "choose another --socket"
+	case errors.Is(err, unix.ENAMETOOLONG):
+		u.Code, u.Why, u.Hint = exitUsage, "its path is longer than a socket's can be", "choose a shorter --socket"
+	case errors.Is(err, fs.ErrNotExist):
+		u.Code, u.Why, u.Hint = exitMissing, "its directory is not there", "make it: mkdir -p "+filepath.Dir(path)
 	}
 	return u
 }

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -90,8 +91,8 @@ func TestExportWrongUse(t *testing.T) {
 		{"export held.raw --socket sock", exitBusy},
 		{"export disk.raw --socket busy", exitBusy},
 		{"export disk.raw --socket file", exitUsage},
-		{"export disk.raw --socket none/sock", exitFailed},
-		{"export disk.raw --socket " + strings.Repeat("long", 30), exitFailed},
+		{"export disk.raw --socket none/sock", exitMissing},
+		{"export disk.raw --socket " + strings.Repeat("long", 30), exitUsage},
 	} {
 		r.out.Reset()
 		r.err.Reset()
@@ -110,4 +111,59 @@ func TestExportWrongUse(t *testing.T) {
 	holder := regexp.MustCompile(`process \d+ \([^)]*\)`)
 	golden(t, dir, "wronguse-export.golden", holder.ReplaceAllString(said.String(), "process 7 (other)"))
 	golden(t, dir, "help-export.golden", r.out.String())
+}
+
+// TestExportOfWhatItIsNot: who exports the bytes of a VHD is told, and so is
+// who has a disk that is no whole number of sectors.
+func TestExportOfWhatItIsNot(t *testing.T) {
+	newImageRig(t)
+	makeFile(t, "disk.vhd", 1<<20+100)
+	p := startChild(t, "export disk.vhd --socket sock --read-only")
+	for _, want := range []string{
+		"Serving disk.vhd: raw, 1.0 MiB, read-only.\n",
+		"Its last 100 bytes are no whole sector of 512 bytes and are left out.\n",
+	} {
+		if got, err := p.stdout.ReadString('\n'); got != want {
+			t.Errorf("it says %q, %v, want %q", got, err, want)
+		}
+	}
+	line(t, p.stdout, "Connect to:")
+	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_, errs, state := p.wait(t)
+	if want := "xen-disk: disk.vhd is served as raw bytes; for the disk in it: --format vhd\n"; errs != want || state.ExitCode() != exitOK {
+		t.Errorf("%v: it says %q, want %q", state, errs, want)
+	}
+}
+
+func TestSocketURI(t *testing.T) {
+	for _, c := range []struct{ path, want string }{
+		{"/run/disk.sock", "nbd+unix:///?socket=/run/disk.sock"},
+		{"/a b/c+d&e=f;g#h%i", "nbd+unix:///?socket=/a%20b/c%2Bd%26e%3Df%3Bg%23h%25i"},
+		{"/\x1b[2J", "nbd+unix:///?socket=/%1B%5B2J"},
+	} {
+		if got := socketURI(c.path); got != c.want {
+			t.Errorf("%q: got %s, want %s", c.path, got, c.want)
+		}
+	}
+	if got := socketURI("sock"); got != "nbd+unix:///?socket="+here(t)+"/sock" {
+		t.Errorf("relative: %s", got)
+	}
+}
+
+// TestLimitedLog: clients cannot fill the file that our log goes to.
+func TestLimitedLog(t *testing.T) {
+	var out bytes.Buffer
+	l, now := &limitedLog{log: newLog(&out, false)}, time.Unix(1000, 0)
+	for range quotaLines + 1000 {
+		l.error(now, io.ErrUnexpectedEOF)
+	}
+	if n := strings.Count(out.String(), "\n"); n != quotaLines {
+		t.Errorf("%d lines, want %d", n, quotaLines)
+	}
+	l.error(now.Add(quotaPeriod), io.ErrUnexpectedEOF)
+	if !strings.Contains(out.String(), `"lines":1000`) {
+		t.Errorf("nothing is said of what was left out:\n%s", &out)
+	}
 }
