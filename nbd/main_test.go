@@ -222,11 +222,6 @@ type served struct {
 // serve starts a server that the test's end shuts down.
 func serve(tb testing.TB, d disk.Disk) *served {
 	tb.Helper()
-	return serveWith(tb, d, func(*Server) {})
-}
-
-func serveWith(tb testing.TB, d disk.Disk, prepare func(*Server)) *served {
-	tb.Helper()
 	checkLeaks(tb)
 	s := &served{path: filepath.Join(tb.TempDir(), "socket"), done: make(chan error, 1)}
 	s.Server = New(d, Options{Report: func(err error) {
@@ -234,7 +229,6 @@ func serveWith(tb testing.TB, d disk.Disk, prepare func(*Server)) *served {
 		defer s.mu.Unlock()
 		s.reports = append(s.reports, err)
 	}})
-	prepare(s.Server)
 	ln, err := Listen(s.path)
 	if err != nil {
 		tb.Fatal(err)

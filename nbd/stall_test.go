@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -243,10 +244,17 @@ func TestServeFails(t *testing.T) {
 // TestHandshakeTime: who says nothing is thrown out, and who has shaken hands
 // may be silent.
 func TestHandshakeTime(t *testing.T) {
-	s := serveWith(t, newPlain(4096), func(s *Server) { s.time = 200 * time.Millisecond })
+	s := serve(t, newPlain(4096))
 	quiet := connect(t, s, false)
-	silent := dial(t, s)
-	silent.gone()
+	s.Server.mu.Lock()
+	s.time = 50 * time.Millisecond
+	s.Server.mu.Unlock()
+	nc, err := net.Dial("unix", s.path)
+	must(t, err)
+	defer nc.Close()
+	if _, err := io.Copy(io.Discard, nc); err != nil {
+		t.Error(err)
+	}
 	eventually(t, "a report", func() bool { return s.reported() != nil })
 	if err := s.reported(); !errors.Is(err, os.ErrDeadlineExceeded) || !strings.Contains(err.Error(), "shake hands") {
 		t.Errorf("reported %v", err)
