@@ -107,7 +107,7 @@ func (w *writer) allocate(block int64) (entry uint32, err error) {
 	w.unpublished.set(block)
 	w.fresh = append(w.fresh, uint32(block))
 	if w.footer.Type == TypeDifferencing {
-		w.bitmaps.add(newBitmap(w.layer, block, nil))
+		w.bitmaps.add(newBitmap(w.layer, block, at, nil))
 	} else {
 		// Over zeros all sectors may be called present at once.
 		w.full.set(block)

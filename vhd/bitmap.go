@@ -26,6 +26,7 @@ const (
 type bitmap struct {
 	layer *layer
 	block int64
+	at    int64 // in the file
 	// words are read by anyone who has the bitmap, and stored to with the
 	// shard's lock.
 	words []atomic.Uint64
@@ -79,9 +80,10 @@ func (m *bitmap) put(b []byte) {
 	}
 }
 
-// newBitmap makes a bitmap without a bit, or with those of b.
-func newBitmap(l *layer, block int64, b []byte) *bitmap {
-	m := &bitmap{layer: l, block: block, words: make([]atomic.Uint64, l.header.bitmapBytes()/8)}
+// newBitmap makes the bitmap that lies at a place of the file, without a bit or
+// with those of b.
+func newBitmap(l *layer, block, at int64, b []byte) *bitmap {
+	m := &bitmap{layer: l, block: block, at: at, words: make([]atomic.Uint64, l.header.bitmapBytes()/8)}
 	if b == nil {
 		m.missing = l.blockSectorsOf(block)
 		return m
@@ -156,7 +158,7 @@ func (c *bitmaps) find(s *shard, l *layer, block int64) (*bitmap, error) {
 	if err := readFull(l.file, s.buf[:n], at); err != nil {
 		return nil, fmt.Errorf("read the bitmap of block %d: %w", block, err)
 	}
-	m := newBitmap(l, block, s.buf[:n])
+	m := newBitmap(l, block, at, s.buf[:n])
 	if m.missing == 0 {
 		l.full.set(block)
 		return nil, nil

@@ -14,7 +14,7 @@ func TestBitmapRuns(t *testing.T) {
 	l := newLayer(&image{sizeBytes: 2 << 20, header: Header{BlockBytes: 2 << 20}}, newBitmaps())
 	const sectors = 4096
 	raw := make([]byte, 512)
-	m := newBitmap(l, 0, raw)
+	m := newBitmap(l, 0, 0, raw)
 	for range 300 {
 		i := r.Int64N(sectors)
 		n := 1 + r.Int64N(min(sectors-i, []int64{1, 70, sectors}[r.IntN(3)]))
@@ -45,9 +45,9 @@ func TestBitmapRuns(t *testing.T) {
 		}
 		if r.IntN(30) == 0 {
 			clear(raw)
-			m = newBitmap(l, 0, raw)
+			m = newBitmap(l, 0, 0, raw)
 		}
-		if again := newBitmap(l, 0, raw); again.missing != sectors-ones(raw) {
+		if again := newBitmap(l, 0, 0, raw); again.missing != sectors-ones(raw) {
 			t.Fatalf("got %d missing, want %d", again.missing, sectors-ones(raw))
 		}
 	}

@@ -52,8 +52,7 @@ type bitmapCopy struct {
 	*bitmap
 	// visible says that the file may have the block's entry already.
 	visible bool
-	at      int64 // in the file
-	from    int   // in copies
+	from    int // in copies
 }
 
 // keepCopies bounds the memory that a commit leaves to the next one.
@@ -111,10 +110,7 @@ func (w *writer) take(b *batch) {
 		from := len(b.copies)
 		b.copies = slices.Grow(b.copies, int(m.bytes()))[:from+int(m.bytes())]
 		m.put(b.copies[from:])
-		b.bitmaps = append(b.bitmaps, bitmapCopy{
-			bitmap: m, visible: !w.unpublished.has(m.block),
-			at: int64(w.bat[m.block].Load()) * SectorBytes, from: from,
-		})
+		b.bitmaps = append(b.bitmaps, bitmapCopy{m, !w.unpublished.has(m.block), from})
 	})
 	slices.SortFunc(b.bitmaps, func(x, y bitmapCopy) int { return int(x.at/SectorBytes - y.at/SectorBytes) })
 }
