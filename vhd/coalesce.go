@@ -27,7 +27,8 @@ type CoalesceStats struct {
 // must be at hand for writing and grows if it is too small. When it has
 // returned nil the parent alone is what the child was, durably: the child can
 // be removed, after its own children have been given the parent ([Reparent]).
-// Coalesce leaves the child as it is.
+// Coalesce leaves the child as it is. A parent that has data beyond the end of
+// the child is refused with ErrParentShows.
 //
 // The parent must have no other child: what that shows would change with it.
 // An image does not know its children, so this is for the caller to know.
@@ -52,13 +53,15 @@ func coalesce(ctx context.Context, path string, o *CoalesceOptions, stats *Coale
 	if err := checkChild(child); err != nil {
 		return err
 	}
-	found, err := openParent([]*image{child}, &o.Open)
+	parents, err := openParents(child, &o.Open)
 	if err != nil {
 		return err
 	}
+	found := parents[0].image
 	stats.Parent = found.path
-	// Its lock is in the way of the one for writing.
-	if err := found.file.Close(); err != nil {
+	err = checkParentEnd(ctx, parents, child.sizeBytes, found.sizeBytes)
+	// Their locks are in the way of the one for writing.
+	if err := errors.Join(err, closeLayers(parents)); err != nil {
 		return err
 	}
 	if found.sizeBytes < child.sizeBytes {
@@ -138,14 +141,14 @@ func openTarget(m *image, o *Options) (target, error) {
 
 // copyDown writes what a layer has.
 func copyDown(ctx context.Context, to target, from *layer, o *CoalesceOptions, stats *CoalesceStats) error {
-	buf := make([]byte, copyBytes)
+	buf := copyBuffer(from.image)
 	for off := int64(0); off < from.sizeBytes; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		at, n, err := from.locate(off, from.sizeBytes-off)
 		if err == nil && at != elsewhere {
-			n, err = copyPiece(to, from.file, off, at, buf[:min(n, copyBytes)], stats)
+			n, err = copyPiece(to, from.file, off, at, buf[:min(n, int64(len(buf)))], stats)
 		}
 		if err != nil {
 			return err

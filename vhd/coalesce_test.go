@@ -42,7 +42,12 @@ func (c *coalesceCase) files(r *rand.Rand, l layout) map[string][]byte {
 
 	parent, below := scattered(r, l, max(2, c.parent), c.parentBytes, c.parentBlock)
 	parent.uuid, parent.parent = UUID{2}, UUID{1}
-	delete(parent.held, c.parentBytes/512)
+	for sector := range parent.held {
+		if sector*512 >= min(c.parentBytes, c.childBytes) {
+			delete(parent.held, sector)
+		}
+	}
+	clear(below[min(c.parentBytes, c.childBytes):])
 	files["parent.vhd"] = parent.bytes()
 	switch c.parent {
 	case 0:
@@ -241,17 +246,17 @@ func TestCoalesceRefuses(t *testing.T) {
 		{"parent is another", cases[0], func(f map[string][]byte) { f["parent.vhd"] = f["base.vhd"] }, errOtherUUID},
 		{"parent is gone", cases[0], func(f map[string][]byte) { delete(f, "parent.vhd") }, fs.ErrNotExist},
 		{"child is damaged", cases[0], cutFile, ErrDamaged},
-		{"larger child, data below", cases[6], nil, ErrParentShows},
+		{"larger child, data below", cases[6], wideBase, ErrParentShows},
+		{"smaller child, data below", cases[8], func(f map[string][]byte) {
+			wideBase(f)
+			f["parent.vhd"] = f["base.vhd"]
+			copy(f["child.vhd"][512+40:], f["base.vhd"][len(f["base.vhd"])-512+68:][:16])
+			resum(f["child.vhd"][512:1536], 36)
+		}, ErrParentShows},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			files := c.of.files(r, layouts()[0])
-			if c.spoil != nil {
-				c.spoil(files)
-			} else {
-				wide, _ := scattered(r, layouts()[0], 3, 80<<10, 4096)
-				wide.uuid, wide.held[100] = UUID{1}, noise(r, 1)
-				files["base.vhd"] = wide.bytes()
-			}
+			c.spoil(files)
 			s := newShelf(files)
 			err := c.of.run(s)
 			if !errors.Is(err, c.want) {
@@ -264,6 +269,13 @@ func TestCoalesceRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// wideBase has data in its sector 100.
+func wideBase(files map[string][]byte) {
+	f := foreign{layout: layouts()[0], sizeBytes: 80 << 10, blockBytes: 4096, diskType: 3, uuid: UUID{1}}
+	f.held = map[int64][]byte{100: bytes.Repeat([]byte{1}, 512)}
+	files["base.vhd"] = f.bytes()
 }
 
 // cutFile cuts the child off in the middle of its last block.

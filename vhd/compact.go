@@ -72,11 +72,11 @@ func (c *compaction) run(ctx context.Context) (err error) {
 		return fmt.Errorf("%w: a fixed image has no blocks", ErrUnsupported)
 	}
 	if c.o.LikeParent && c.footer.Type == TypeDifferencing {
-		if c.parents, err = c.openParents(&c.o.Open); err != nil {
+		if c.parents, err = openParents(c.image, &c.o.Open); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, closeLayers(c.parents)) }()
-		c.other = make([]byte, copyBytes)
+		c.other = make([]byte, len(c.buf))
 	}
 	if err := c.dropIdle(ctx); err != nil {
 		return err
@@ -112,14 +112,14 @@ func (c *compaction) holds(ctx context.Context, block int64) (bool, error) {
 	off := block * c.blockBytes()
 	end := min(off+c.blockBytes(), c.sizeBytes)
 	if c.footer.Type != TypeDifferencing {
-		zeros, err := c.readsZeros(ctx, []*layer{c.layer}, off, end)
+		zeros, err := readsZeros(ctx, []*layer{c.layer}, off, end, c.buf)
 		return !zeros, err
 	}
 	for off < end {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		at, n, err := c.locate(off, min(copyBytes, end-off))
+		at, n, err := c.locate(off, min(int64(len(c.buf)), end-off))
 		if err != nil {
 			return false, err
 		}
@@ -151,7 +151,7 @@ func (c *compaction) likeParent(off, at, n int64) (bool, error) {
 // punch makes holes of the pages of a block's data that are zeros.
 func (c *compaction) punch(region extent) error {
 	for at := region.start + c.header.bitmapBytes(); at < region.end; {
-		hole, n, err := holeAt(c.file, at, min(copyBytes, region.end-at))
+		hole, n, err := holeAt(c.file, at, min(int64(len(c.buf)), region.end-at))
 		if err != nil {
 			return err
 		}
@@ -196,12 +196,12 @@ func (c *compaction) fillHoles(ctx context.Context) error {
 	for _, gap := range gaps(c.taken()) {
 		for len(blocks) > 0 {
 			last := int64(blocks[len(blocks)-1])
+			from := c.region(last)
 			to, fits := c.fit(gap)
-			if from := c.region(last); fits && to < from.start {
-				moves = append(moves, move{last, from, to})
-			} else {
+			if !fits || to > from.start {
 				break
 			}
+			moves = append(moves, move{last, from, to})
 			blocks = blocks[:len(blocks)-1]
 			gap.start = to + c.stride()
 			if int64(len(moves))*c.stride() >= moveBatchBytes {

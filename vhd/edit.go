@@ -31,8 +31,9 @@ type editor struct {
 	buf  []byte
 }
 
-// copyBytes is what is read at once of data that are moved or looked at.
-const copyBytes = 1 << 20
+// copyBuffer is for data of an image that are moved or looked at: a block, if
+// that is neither little nor much.
+func copyBuffer(m *image) []byte { return make([]byte, min(max(m.blockBytes(), 64<<10), 1<<20)) }
 
 // openEditor opens an image without its parents, and mends what a crash left.
 func openEditor(path string, o *Options) (*editor, error) {
@@ -53,7 +54,7 @@ func openEditor(path string, o *Options) (*editor, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open: %w", err), m.file.Close())
 	}
-	return &editor{layer: newLayer(m, newBitmaps()), buf: make([]byte, copyBytes)}, nil
+	return &editor{layer: newLayer(m, newBitmaps()), buf: copyBuffer(m)}, nil
 }
 
 // close gives back what lies behind the last byte in use, if all went well,
@@ -195,8 +196,9 @@ func (e *editor) forget(blocks []int64) error {
 	return e.file.Sync()
 }
 
-// readsZeros says whether a range of the disk that the layers show is zeros.
-func (e *editor) readsZeros(ctx context.Context, layers []*layer, off, end int64) (bool, error) {
+// readsZeros says whether a range of the disk that layers show is zeros. It
+// reads into buf.
+func readsZeros(ctx context.Context, layers []*layer, off, end int64, buf []byte) (bool, error) {
 	for off < end {
 		if err := ctx.Err(); err != nil {
 			return false, err
@@ -207,11 +209,11 @@ func (e *editor) readsZeros(ctx context.Context, layers []*layer, off, end int64
 		}
 		n := min(x.Len, end-off)
 		if !x.Zero {
-			n = min(n, copyBytes)
-			if err := readChain(layers, e.buf[:n], off); err != nil {
+			n = min(n, int64(len(buf)))
+			if err := readChain(layers, buf[:n], off); err != nil {
 				return false, err
 			}
-			if !isZero(e.buf[:n]) {
+			if !isZero(buf[:n]) {
 				return false, nil
 			}
 		}
@@ -220,15 +222,15 @@ func (e *editor) readsZeros(ctx context.Context, layers []*layer, off, end int64
 	return true, nil
 }
 
-// openParents opens what the image stands on, for reading.
-func (e *editor) openParents(o *Options) ([]*layer, error) {
-	chain, err := extendChain([]*image{e.image}, o)
+// openParents opens what an image stands on, for reading.
+func openParents(m *image, o *Options) (parents []*layer, err error) {
+	chain, err := extendChain([]*image{m}, o)
 	if err != nil {
 		return nil, errors.Join(err, closeChain(chain[1:]))
 	}
-	var parents []*layer
+	cache := newBitmaps()
 	for _, m := range chain[1:] {
-		parents = append(parents, newLayer(m, e.bitmaps))
+		parents = append(parents, newLayer(m, cache))
 	}
 	return parents, nil
 }
@@ -239,4 +241,15 @@ func closeLayers(layers []*layer) error {
 		errs = append(errs, l.file.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// checkParentEnd says that what the parents have between two sizes must not be
+// seen.
+func checkParentEnd(ctx context.Context, parents []*layer, from, to int64) error {
+	to = min(to, parents[0].sizeBytes)
+	zeros, err := readsZeros(ctx, parents, from, to, copyBuffer(parents[0].image))
+	if err == nil && !zeros {
+		err = fmt.Errorf("%w: %s, between %d and %d", ErrParentShows, parents[0].path, from, to)
+	}
+	return err
 }

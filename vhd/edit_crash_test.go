@@ -23,7 +23,7 @@ type shelf struct {
 func newShelf(files map[string][]byte) *shelf {
 	s := &shelf{files: map[string]*memFile{}}
 	for i, path := range slices.Sorted(maps.Keys(files)) {
-		s.files[path] = &memFile{data: bytes.Clone(files[path]), identity: Identity{Inode: uint64(i + 1)}}
+		s.files[path] = &memFile{data: bytes.Clone(files[path]), identity: Identity{Inode: uint64(i + 1)}, closed: true}
 	}
 	return s
 }
@@ -191,6 +191,7 @@ type specImage struct {
 	kind     uint32
 	block    int64
 	table    int64
+	entries  int64
 	uuid     UUID
 	parent   UUID
 	bitmap   int64
@@ -230,9 +231,10 @@ func readSpec(b []byte, footerAt int64) (*specImage, error) {
 			m.metaEnd = max(m.metaEnd, off+int64(be.Uint32(e[4:])))
 		}
 	}
-	m.metaEnd = max(m.metaEnd, at+1024, m.table+4*int64(be.Uint32(h[28:])))
+	m.entries = int64(be.Uint32(h[28:]))
+	m.metaEnd = max(m.metaEnd, at+1024, m.table+4*m.entries)
 	need := (m.size + m.block - 1) / m.block
-	if need > int64(be.Uint32(h[28:])) || m.table+4*need > int64(len(b)) {
+	if need > m.entries || m.table+4*need > int64(len(b)) {
 		return nil, fmt.Errorf("BAT at %d has no room for %d entries", m.table, need)
 	}
 	for i := range need {

@@ -145,7 +145,7 @@ func (e *editor) moveBlocks(moves []move) error {
 // copy copies a part of the file. Pages of zeros become holes.
 func (e *editor) copy(to int64, from extent) error {
 	for from.start < from.end {
-		p := e.buf[:min(copyBytes, from.end-from.start)]
+		p := e.buf[:min(int64(len(e.buf)), from.end-from.start)]
 		if err := readFull(e.file, p, from.start); err != nil {
 			return err
 		}

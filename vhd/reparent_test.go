@@ -2,6 +2,7 @@ package vhd
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -201,24 +202,92 @@ func TestReparentRefuses(t *testing.T) {
 	for _, to := range []struct {
 		name, child, parent string
 		force               bool
+		depth               int
 		want                error
 	}{
-		{"another image", "child.vhd", "new.vhd", false, errOtherUUID},
-		{"itself", "child.vhd", "child.vhd", true, errCycle},
-		{"its own child", "child.vhd", "grandchild.vhd", true, errCycle},
-		{"its twin", "child.vhd", "twin.vhd", true, errCycle},
-		{"no VHD", "child.vhd", "raw", true, ErrNotVHD},
-		{"not a child", "old.vhd", "new.vhd", true, ErrUnsupported},
+		{"another image", "child.vhd", "new.vhd", false, 2, errOtherUUID},
+		{"itself", "child.vhd", "child.vhd", true, 9, errCycle},
+		{"its own child", "child.vhd", "grandchild.vhd", true, 9, errCycle},
+		{"its twin", "child.vhd", "twin.vhd", true, 9, errCycle},
+		{"no VHD", "child.vhd", "raw", true, 9, ErrNotVHD},
+		{"not a child", "old.vhd", "new.vhd", true, 9, ErrUnsupported},
+		{"a chain that is too deep", "child.vhd", "new.vhd", true, 1, ErrTooDeep},
 	} {
 		t.Run(to.name, func(t *testing.T) {
 			s := newShelf(files)
-			err := Reparent(to.child, to.parent, ReparentOptions{Force: to.force, Open: s.options()})
+			o := s.options()
+			o.MaxDepth = to.depth
+			err := Reparent(to.child, to.parent, ReparentOptions{Force: to.force, Open: o})
 			if !errors.Is(err, to.want) {
 				t.Errorf("got %v, want %v", err, to.want)
 			}
 			for name, b := range s.contents() {
 				if !bytes.Equal(b, files[name]) {
 					t.Errorf("%s has changed", name)
+				}
+			}
+		})
+	}
+}
+
+// TestHeaderComesHome: a header that lies elsewhere, as a crash can leave it,
+// goes where programs expect it, unless something else is there.
+func TestHeaderComesHome(t *testing.T) {
+	r := seeded(t)
+	slack := layouts()[4]
+	for _, c := range []struct {
+		name  string
+		table int64 // where the BAT is put
+		want  uint64
+	}{
+		{"free", 8192, 512},
+		{"taken", 1024, 4096},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			files := reparentCases()[0].files(r)
+			f, _ := scattered(r, slack, 4, reparentBytes, 4096)
+			f.uuid, f.parent = UUID{3}, UUID(bytes.Repeat([]byte{1}, 16))
+			b := f.bytes()
+			nameParent(b, "old.vhd")
+			be := binary.BigEndian
+			copy(b[4096:], b[512:1536])
+			clear(b[512:1536])
+			copy(b[c.table:], b[8192:8192+512])
+			be.PutUint64(b[4096+16:], uint64(c.table))
+			resum(b[4096:4096+1024], 36)
+			for _, footer := range [][]byte{b[:512], b[len(b)-512:]} {
+				be.PutUint64(footer[16:], 4096)
+				resum(footer, 64)
+			}
+			files["child.vhd"] = b
+			m, err := readLast(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := readLast(files["new.vhd"])
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := specDisk(m, p)
+			for range 3 {
+				s := newShelf(files)
+				if err := Reparent("child.vhd", "new.vhd", ReparentOptions{Force: true, Open: s.options()}); err != nil {
+					t.Fatal(err)
+				}
+				files = s.contents()
+				b := files["child.vhd"]
+				if m, err = readLast(b); err != nil {
+					t.Fatal(err)
+				}
+				if err := checkDisk(specDisk(m, p), want); err != nil {
+					t.Error(err)
+				}
+				at := be.Uint64(b[len(b)-512+16:])
+				if home := at == 512; home != (c.want == 512) {
+					t.Errorf("header is at %d", at)
+				}
+				if !bytes.Equal(b[:512], b[len(b)-512:]) {
+					t.Error("the footers differ")
 				}
 			}
 		})

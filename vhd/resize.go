@@ -22,8 +22,9 @@ type ResizeOptions struct {
 var (
 	// ErrDataLoss: a smaller disk would not have room for its data.
 	ErrDataLoss = errors.New("data would be lost")
-	// ErrParentShows: a larger disk would show what its parent has there.
-	ErrParentShows = errors.New("parent has data there")
+	// ErrParentShows: a parent has data beyond the end of its child, which
+	// would come to be seen.
+	ErrParentShows = errors.New("parent has data beyond the end of its child")
 )
 
 // Resize changes the virtual size of an image that nobody has open, in place.
@@ -151,10 +152,10 @@ func (e *editor) growBAT(n int64) {
 func (e *editor) writeBAT(at, from int64) error {
 	for from < e.blocks() {
 		start, b := at+4*from, e.buf[:0]
-		for ; from < e.blocks() && len(b) < copyBytes; from++ {
+		for ; from < e.blocks() && len(b) < cap(b); from++ {
 			b = binary.BigEndian.AppendUint32(b, e.bat[from].Load())
 		}
-		for (start+int64(len(b)))%SectorBytes != 0 {
+		for from == e.blocks() && (start+int64(len(b)))%SectorBytes != 0 {
 			b = append(b, 0xFF)
 		}
 		if _, err := e.file.WriteAt(b, start); err != nil {
@@ -249,7 +250,7 @@ func (e *editor) checkCut(ctx context.Context, sizeBytes int64, o *ResizeOptions
 	if o.Force {
 		return nil
 	}
-	zeros, err := e.readsZeros(ctx, []*layer{e.layer}, sizeBytes, e.sizeBytes)
+	zeros, err := readsZeros(ctx, []*layer{e.layer}, sizeBytes, e.sizeBytes, e.buf)
 	if err == nil && !zeros {
 		err = fmt.Errorf("%w: there are some between %d and %d", ErrDataLoss, sizeBytes, e.sizeBytes)
 	}
@@ -261,14 +262,9 @@ func (e *editor) checkParents(ctx context.Context, sizeBytes int64, o *Options) 
 	if e.footer.Type != TypeDifferencing {
 		return nil
 	}
-	parents, err := e.openParents(o)
+	parents, err := openParents(e.image, o)
 	if err != nil {
 		return err
 	}
-	end := min(sizeBytes, parents[0].sizeBytes)
-	zeros, err := e.readsZeros(ctx, parents, e.sizeBytes, end)
-	if err == nil && !zeros {
-		err = fmt.Errorf("%w, between %d and %d: %s", ErrParentShows, e.sizeBytes, end, parents[0].path)
-	}
-	return errors.Join(err, closeLayers(parents))
+	return errors.Join(checkParentEnd(ctx, parents, e.sizeBytes, sizeBytes), closeLayers(parents))
 }

@@ -3,6 +3,7 @@ package vhd
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,8 +25,8 @@ func scattered(r *rand.Rand, l layout, kind uint32, sizeBytes, blockBytes int64)
 		uuid: UUID{byte(kind)}, held: map[int64][]byte{}, garbage: r,
 	}
 	want = make([]byte, sizeBytes)
-	for range 2 + r.IntN(12) {
-		s := r.Int64N(sizeBytes / 512)
+	for i := range 2 + r.Int64N(12) {
+		s := r.Int64N(sizeBytes/512) * min(1, i)
 		for range 1 + r.IntN(6) {
 			if s < sizeBytes/512 {
 				f.held[s] = noise(r, 1)
@@ -75,6 +76,7 @@ type resizeCase struct {
 	block      int64
 	force      bool
 	clearAbove int64 // sectors from this byte on are not held
+	room       bool  // the BAT has more entries than the disk needs
 }
 
 func resizeCases() []resizeCase {
@@ -87,6 +89,7 @@ func resizeCases() []resizeCase {
 		{name: "fixed, to less with data", kind: 2, size: 20 * k, to: 11 * k, force: true},
 		{name: "in the last block", kind: 3, size: 21*k + 512, to: 23 * k, block: 4 * k},
 		{name: "in the BAT's sector", kind: 3, size: 20 * k, to: 40*k + 512, block: 4 * k},
+		{name: "in a BAT with room", kind: 3, size: 20 * k, to: 40*k + 512, block: 4 * k, room: true},
 		{name: "to a longer BAT", kind: 3, size: 20 * k, to: 600 * k, block: 4 * k},
 		{name: "to a BAT over blocks", kind: 3, size: 64 * k, to: 400 * k, block: 512},
 		{name: "large blocks", kind: 3, size: 100 * k, to: 2200 * k, block: 16 * k},
@@ -107,7 +110,16 @@ func (c *resizeCase) image(r *rand.Rand, l layout) ([]byte, []byte) {
 		}
 		clear(want[c.clearAbove:])
 	}
-	return f.bytes(), want
+	b := f.bytes()
+	if c.room {
+		const entries = 128
+		for i := f.blocks(); i < entries; i++ {
+			copy(b[l.tableAt+4*i:], b[l.tableAt:][:4]) // anything
+		}
+		binary.BigEndian.PutUint32(b[512+28:], entries)
+		resum(b[512:1536], 36)
+	}
+	return b, want
 }
 
 func (c *resizeCase) run(s *shelf) error {
@@ -255,4 +267,38 @@ func (c *resizeCase) luck(r *rand.Rand) *luck {
 		return &luck{r, SectorBytes}
 	}
 	return &luck{r, 64}
+}
+
+// TestMovedBlocksAreAligned: blocks that make room for the BAT are placed as
+// new ones are.
+func TestMovedBlocksAreAligned(t *testing.T) {
+	r := seeded(t)
+	f, _ := scattered(r, layouts()[2], 3, 100<<10, 16<<10)
+	f.held[0] = noise(r, 1)
+	b := f.bytes()
+	s := newShelf(map[string][]byte{"a.vhd": b})
+	if err := Resize(context.Background(), "a.vhd", 200<<20, ResizeOptions{Open: s.options()}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := readLast(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := readLast(s.files["a.vhd"].content())
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := 0
+	for i := range f.blocks() {
+		if before.entry(i) == after.entry(i) {
+			continue
+		}
+		moved++
+		if data := after.entry(i)*512 + after.bitmap; data%4096 != 0 {
+			t.Errorf("data of block %d begin at %d", i, data)
+		}
+	}
+	if moved == 0 {
+		t.Error("no block was moved")
+	}
 }
