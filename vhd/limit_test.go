@@ -101,6 +101,93 @@ func TestRequestsThatLie(t *testing.T) {
 	}
 }
 
+// TestDeviceIsFull: a device is as long as it is. Its last block that fits does
+// not touch the footer; the next one is refused, and nothing else is.
+func TestDeviceIsFull(t *testing.T) {
+	f := &foreign{layout: layouts()[0], sizeBytes: 1 << 20, blockBytes: 4096, diskType: 3}
+	r := rand.New(rand.NewPCG(1, 1))
+	file := &memFile{data: asDevice(r, f.bytes(), 3*8192), identity: Identity{Block: true}}
+	before := file.content()
+	d, err := openOver(file, nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := noise(r, 8)
+	blocks := int64(0)
+	for ; err == nil; blocks++ {
+		_, err = d.WriteAt(p, blocks*4096)
+	}
+	if !errors.Is(err, syscall.ENOSPC) || blocks < 3 {
+		t.Errorf("write to block %d: %v", blocks, err)
+	}
+	if _, err := d.WriteAt(p, 0); err != nil {
+		t.Error(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	after := file.content()
+	if len(after) != len(before) || string(after[len(after)-512:]) != string(before[len(before)-512:]) {
+		t.Error("the footer has changed")
+	}
+	file.closed = false
+	if err := checkImage(file); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestZerosTakeNoSpace: zeros are not written where nothing hides below them.
+func TestZerosTakeNoSpace(t *testing.T) {
+	dir := t.TempDir()
+	base, leaf := filepath.Join(dir, "base.vhd"), filepath.Join(dir, "leaf.vhd")
+	const block = 2 << 20
+	if err := Create(base, CreateOptions{SizeBytes: 4 * block}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Open(base, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	zero, data := make([]byte, 8192), noise(rand.New(rand.NewPCG(1, 1)), 16)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	layerAt := func(off int64) int {
+		e, err := d.NextExtent(off)
+		must(err)
+		return e.Layer
+	}
+	_, err = d.WriteAt(zero, 0)
+	must(err)
+	must(d.WriteZeroes(0, 2*block, false))
+	_, err = d.WriteAt(data, 3*block)
+	must(err)
+	for i, want := range []int{-1, -1, -1, 0} {
+		if got := layerAt(int64(i) * block); got != want {
+			t.Errorf("block %d is held by %d, want %d", i, got, want)
+		}
+	}
+	must(d.Snapshot(leaf))
+	for i := range int64(4) {
+		_, err = d.WriteAt(zero, i*block)
+		must(err)
+		must(d.WriteZeroes(i*block+8192, 4096, true))
+	}
+	for i, want := range []int{-1, -1, -1, 0} {
+		if got := layerAt(int64(i) * block); got != want {
+			t.Errorf("over the parent, block %d is held by %d, want %d", i, got, want)
+		}
+	}
+	got := make([]byte, len(zero))
+	if _, err := d.ReadAt(got, 3*block); err != nil || !isZero(got) {
+		t.Errorf("zeros over data read as %x, %v", got[:8], err)
+	}
+}
+
 // TestLargestBlocks: blocks of 256 MiB have bitmaps of 64 KiB, and sectors of
 // their own all the same.
 func TestLargestBlocks(t *testing.T) {

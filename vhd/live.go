@@ -8,19 +8,17 @@ import (
 	"slices"
 )
 
-// Sharer is a File that can let others read it while it stays open: a live
-// snapshot asks that of the file that it writes no more.
-type Sharer interface {
-	File
-	// Share turns the lock of the only user into that of a reader. Nothing is
-	// written through the file from then on.
-	Share() error
-}
+// sharer is a File that can turn the lock of its only user into that of a
+// reader.
+type sharer interface{ Share() error }
 
 // Snapshot makes child, which must not exist, a differencing image of the leaf
 // and goes on in it: what has been written until now stays in the old leaf,
 // which is not written any more. Calls beside it wait as long as a Flush and a
-// bit more; each write belongs to one side as a whole or by the sector.
+// bit more; what they change is on one side or the other as a whole.
+//
+// The file of the old leaf stays open. If it has a method Share() error, that
+// is called when nothing is written to it any more, so that others may read it.
 //
 // When it fails the disk goes on as it was, and there is no child.
 func (d *Disk) Snapshot(child string) error {
@@ -97,7 +95,7 @@ func (d *Disk) shift(leaf *writer) error {
 	if err := d.w.rest(); err != nil {
 		return err
 	}
-	if s, ok := d.w.file.(Sharer); ok {
+	if s, ok := d.w.file.(sharer); ok {
 		if err := s.Share(); err != nil {
 			return fmt.Errorf("%s: share: %w", d.w.path, err)
 		}
