@@ -82,12 +82,14 @@ func (b *bench) measure(j *job, s *server) (float64, error) {
 	args := append([]string{
 		"--name=job", "--ioengine=nbd", "--uri=nbd+unix:///?socket=" + socket, "--size=" + strconv.Itoa(imageMiB) + "M",
 		"--iodepth=32", "--runtime=" + strconv.Itoa(b.seconds), "--randrepeat=1", "--norandommap=1",
-		"--output-format=json", "--refill_buffers=0",
+		"--output-format=json", "--output=" + filepath.Join(b.dir, "fio.json"),
 	}, j.fio...)
-	// Only standard output: libnbd's warnings go to the other.
-	text, err := exec.Command("fio", args...).Output()
+	if _, err := tell("fio", args...); err != nil {
+		return 0, errors.Join(err, stop())
+	}
+	text, err := os.ReadFile(filepath.Join(b.dir, "fio.json"))
 	if err != nil {
-		return 0, errors.Join(fmt.Errorf("fio: %w: %s", err, text), stop())
+		return 0, errors.Join(err, stop())
 	}
 	figure, err := readFio(text, j.unit)
 	return figure, errors.Join(err, stop())
