@@ -125,7 +125,12 @@ func (m *image) believeMirror(last error) error {
 	if m.sizeBytes, err = f.check(0); err != nil {
 		return err
 	}
-	m.note(codeFooterMissing, Damage, m.fileBytes-footerBytes, "footer at the end: %v", last)
+	why := last.Error()
+	var e *ImageError
+	if errors.As(last, &e) {
+		why = e.Text // the offset is the note's
+	}
+	m.note(codeFooterMissing, Damage, m.fileBytes-footerBytes, "footer at the end: %s", why)
 	return nil
 }
 

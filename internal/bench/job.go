@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -69,11 +70,14 @@ type bench struct {
 
 // measure gives a server an image, and fio the server.
 func (b *bench) measure(j *job, s *server) (float64, error) {
-	image := filepath.Join(b.dir, "image."+s.format)
+	image := filepath.Join(b.dir, "full."+s.format)
+	if j.fresh {
+		image = filepath.Join(b.dir, "empty."+s.format)
+		defer os.Remove(image)
+	}
 	if err := b.makeImage(image, s.format, !j.fresh); err != nil {
 		return 0, err
 	}
-	defer os.Remove(image)
 	socket := filepath.Join(b.dir, "socket")
 	stop, err := b.serve(s.args(b, image, socket), socket)
 	if err != nil {
@@ -124,29 +128,30 @@ func readFio(text []byte, unit string) (float64, error) {
 	return (j.Read.Bytes + j.Write.Bytes) / (1 << 20) * 1000 / ms, nil
 }
 
-// makeImage makes an image, always in the same way: a full one is converted
-// from random bytes by qemu-img, which every server can read.
+// makeImage makes an image, unless it is there, by qemu-img, whose images
+// every server can read. A full one has random bytes in every block, and stays
+// full when a job has written it.
 func (b *bench) makeImage(path, format string, full bool) error {
-	source := filepath.Join(b.dir, "full.raw")
-	if _, err := os.Stat(source); errors.Is(err, os.ErrNotExist) {
-		if _, err := tell("dd", "if=/dev/urandom", "of="+source, "bs=1M", "count="+strconv.Itoa(imageMiB)); err != nil {
-			return err
-		}
+	if _, err := os.Stat(path); err == nil {
+		return nil
 	}
-	size := strconv.Itoa(imageMiB << 20)
 	options := []string{}
 	if format == "vpc" {
 		options = []string{"-o", "subformat=dynamic,force_size=on"}
 	}
-	var err error
-	if full {
-		_, err = tell("qemu-img", append(append([]string{"convert", "-f", "raw", "-O", format}, options...), source, path)...)
-	} else {
-		_, err = tell("qemu-img", append(append([]string{"create", "-f", format}, options...), path, size)...)
+	if !full {
+		_, err := tell("qemu-img", slices.Concat([]string{"create", "-f", format}, options, []string{path, strconv.Itoa(imageMiB << 20)})...)
+		return err
 	}
-	if err == nil {
-		_, err = tell("sync", path)
+	source := filepath.Join(b.dir, "random")
+	defer os.Remove(source)
+	if _, err := tell("dd", "if=/dev/urandom", "of="+source, "bs=1M", "count="+strconv.Itoa(imageMiB)); err != nil {
+		return err
 	}
+	if _, err := tell("qemu-img", slices.Concat([]string{"convert", "-f", "raw", "-O", format}, options, []string{source, path})...); err != nil {
+		return err
+	}
+	_, err := tell("sync", path)
 	return err
 }
 

@@ -186,10 +186,10 @@ func explainOpen(path string, f disk.Format, err error) error {
 		u.Why, u.Code = "there is no such file", exitMissing
 		u.Hint = "make one: truncate -s 1G " + path
 	case errors.Is(err, disk.ErrDirectory):
-		u.Why, u.Code, u.Hint = "it is a directory", exitUsage, "--path takes an image file or a block device"
+		u.Why, u.Code, u.Hint = "it is a directory", exitUsage, "an image is a file or a block device"
 	case errors.Is(err, disk.ErrNotRegular):
 		u.Why, u.Code = "it is neither a file nor a block device", exitUsage
-		u.Hint = "--path takes an image file or a block device"
+		u.Hint = "an image is a file or a block device"
 	case errors.Is(err, disk.ErrTooSmall):
 		u.Why = "it is smaller than one sector of 512 bytes"
 		u.Hint = "make it larger: truncate -s 1G " + path
