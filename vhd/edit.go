@@ -41,20 +41,27 @@ func openEditor(path string, o *Options) (*editor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
-	err = m.writable()
-	if err == nil && m.encrypted {
-		err = ErrEncrypted
-	}
-	if err == nil {
-		err = recoverFooter(m)
-	}
-	if err == nil {
-		err = m.bringHeaderHome()
-	}
-	if err != nil {
+	e := &editor{layer: newLayer(m, newBitmaps()), buf: copyBuffer(m)}
+	if err := e.mend(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open: %w", err), m.file.Close())
 	}
-	return &editor{layer: newLayer(m, newBitmaps()), buf: copyBuffer(m)}, nil
+	return e, nil
+}
+
+func (e *editor) mend() error {
+	if err := e.writable(); err != nil {
+		return err
+	}
+	if e.encrypted {
+		return ErrEncrypted
+	}
+	if err := recoverFooter(e.image); err != nil {
+		return err
+	}
+	if err := e.bringHeaderHome(); err != nil {
+		return err
+	}
+	return e.extend(0)
 }
 
 // close gives back what lies behind the last byte in use, if all went well,
@@ -66,8 +73,8 @@ func (e *editor) close(failed error) error {
 	return errors.Join(failed, e.file.Close())
 }
 
-// extend makes the file so long that the footer lies at an offset or behind,
-// in one sector.
+// extend makes the file so long that the footer lies at an offset or behind. It
+// lies in one sector then, and so is written at once.
 func (e *editor) extend(at int64) error { return e.endAt(roundUp(max(at, e.footerAt), SectorBytes)) }
 
 // endAt moves the footer, and with it the end of the file: at each instant

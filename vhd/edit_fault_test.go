@@ -15,7 +15,7 @@ var errInjected = errors.New("injected")
 // TestEditsFail: an operation that fails ends the tool with that error, leaves
 // what a crash would have left, and no file open.
 func TestEditsFail(t *testing.T) {
-	for _, e := range edits(t) {
+	for _, e := range edits(t, seeded(t)) {
 		t.Run(e.name, func(t *testing.T) {
 			for failAt := 1; ; failAt++ {
 				s := newShelf(e.before)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -267,6 +268,28 @@ func (c *resizeCase) luck(r *rand.Rand) *luck {
 		return &luck{r, SectorBytes}
 	}
 	return &luck{r, 64}
+}
+
+// TestResizeAlignsFooter: a footer that crosses a sector could be torn, so it
+// moves before it is changed.
+func TestResizeAlignsFooter(t *testing.T) {
+	r := seeded(t)
+	for _, kind := range []uint32{2, 3} {
+		f, want := scattered(r, layouts()[0], kind, 20<<10, 4096)
+		b := f.bytes()
+		b = slices.Concat(b[:len(b)-512], make([]byte, 100), b[len(b)-512:])
+		before := map[string][]byte{"a.vhd": b}
+		c := resizeCase{kind: kind, to: 60 << 10}
+		ops, after := record(t, before, c.run)
+		for _, o := range ops {
+			if o.kind == opWrite && o.n == 512 && o.off%512 != 0 {
+				t.Errorf("a footer is written at %d", o.off)
+			}
+		}
+		if err := c.checkEnd(after["a.vhd"], resized(want, c.to)); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestMovedBlocksAreAligned: blocks that make room for the BAT are placed as
