@@ -10,8 +10,9 @@ import (
 
 const (
 	// cacheBytes bounds the bitmaps of one chain that are kept. It is enough
-	// for all partial blocks of 256 GiB of blocks of 2 MiB.
-	cacheBytes = 64 << 20
+	// for all partial blocks of 64 GiB of blocks of 2 MiB, and keeps a process
+	// that serves 2 TiB of partial blocks below 96 MiB.
+	cacheBytes = 16 << 20
 	// cacheShards is how many locks the cache is split under, since a shard
 	// reads a missing bitmap with its lock held.
 	cacheShards = 64
